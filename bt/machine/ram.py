@@ -14,6 +14,8 @@ from bt.errors import InputError
 PAGE = 4096
 MIN_BYTES = 1 << 20
 MAX_BYTES = 64 << 30
+# <bits/mman-map-flags-generic.h>; Python's mmap module has the name from 3.13 on only.
+_MAP_NORESERVE = 0x4000
 
 
 class Ram:
@@ -28,7 +30,7 @@ class Ram:
         self.size = size & ~(PAGE - 1)
         try:
             self._map = mmap.mmap(-1, self.size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-                                  | mmap.MAP_NORESERVE)
+                                  | _MAP_NORESERVE)
         except (OSError, ValueError, OverflowError) as err:
             raise InputError(f"cannot map {self.size >> 20} MB of guest memory: {err}") from None
         self.view = memoryview(self._map)
