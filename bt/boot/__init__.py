@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Loaders: each puts a guest into RAM the way its boot protocol says, and gives the entry state.
+
+One file is one protocol (``linux``, ``multiboot``, ``flat``); ``elf``, ``payload``, ``initrd`` and
+``lowmem`` hold what they share. All input is hostile: whatever is wrong with it ends in one
+InputError, and memory use is bounded by the machine's RAM and by the size of the file.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from bt.boot import flat, linux, multiboot
+from bt.boot.elf import MAGIC as _ELF
+from bt.boot.entry import EntryState, Loaded
+from bt.boot.image import FileImage
+from bt.boot.initrd import open_initrd
+from bt.boot.payload import method_of
+from bt.errors import InputError
+from bt.machine.ram import Ram
+
+__all__ = ["KINDS", "EntryState", "Loaded", "load"]
+
+#: What ``kind`` may be. Only "flat" has to be asked for; the others are recognised.
+KINDS = ("linux", "multiboot", "flat")
+
+
+def load(path: Path, ram: Ram, *, cmdline: str = "", initrd: Path | bytes | None = None,
+         kind: str | None = None, base: int | None = None, bits: int | None = None) -> Loaded:
+    """Load the kernel at ``path`` into ``ram``, which must be fresh (all zero).
+
+    ``kind`` is one of KINDS, or None to recognise it. ``base`` (guest-physical) and ``bits`` (16,
+    32 or 64) are for flat binaries only. Raises InputError, with the file's name in the message.
+    """
+    with ExitStack() as files:
+        image = files.enter_context(FileImage(Path(path)))
+        if image.size == 0:
+            raise InputError(f"{image.name}: is empty")
+        if kind is None:
+            kind = _recognise(image)
+        if kind not in KINDS:
+            raise InputError(f"unknown kind of kernel {kind!r}: one of {', '.join(KINDS)}")
+        if kind != "flat" and (base is not None or bits is not None):
+            raise InputError(f"{image.name}: base address and bits are for flat binaries only")
+        if kind == "flat":
+            if initrd is not None or cmdline:
+                raise InputError(f"{image.name}: a flat binary takes no command line and no initrd")
+            return flat.load(image, ram, base=base, bits=bits)
+        ramdisk = files.enter_context(open_initrd(initrd)) if initrd is not None else None
+        loader = linux.load if kind == "linux" else multiboot.load
+        return loader(image, ram, cmdline, ramdisk)
+
+
+# (offset, magic, what it is): kernels and files that people try, to name instead of just refuse.
+_FOREIGN = (
+    (0x38, b"ARM\x64", "a kernel for aarch64, not for x86"),
+    (0x24, b"\x18\x28\x6f\x01", "a kernel for ARM, not for x86"),
+    (0x38, b"RSC\x05", "a kernel for RISC-V, not for x86"),
+    (4, b"zimg", "a compressed EFI kernel for another architecture, not a bzImage"),
+    (0, b"MZ", "an EFI or Windows program, not a kernel this machine can boot"),
+    (0, b"!<arch>", "an archive (a Debian package?), not a kernel"),
+    (0, b"070701", "a cpio archive (an initrd?), not a kernel"),
+)
+
+
+def _recognise(image: FileImage) -> str:
+    head = image.head(multiboot.SEARCH)
+    if linux.is_bzimage(head):
+        return "linux"
+    if multiboot.find_header(head) is not None:
+        return "multiboot"
+    if head.startswith(_ELF):
+        return "linux"
+    for offset, magic, what in _FOREIGN:
+        if head[offset:offset + len(magic)] == magic:
+            raise InputError(f"{image.name}: is {what}")
+    packed = method_of(head)
+    if packed:
+        raise InputError(f"{image.name}: is a {packed} file; unpack it first")
+    raise InputError(f"{image.name}: not a kernel that is known here (Linux bzImage or ELF, "
+                     "multiboot; a flat binary has to be said so)")
