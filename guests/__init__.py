@@ -19,7 +19,7 @@ _HERE = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Guest:
-    """A sample guest: its name, one line on what it shows, its code width, the engines it is for."""
+    """A sample guest: name, one line on what it shows, code width, engines it is for."""
 
     name: str
     shows: str

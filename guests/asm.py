@@ -11,7 +11,8 @@ The language
     ``label:``; ``@local:`` belongs to the last plain label; ``;`` starts a comment
     Intel syntax, ``[symbol + reg*8]``; in 64-bit code a bare ``[symbol]`` becomes RIP-relative
     ``.section NAME``  continue that section; sections are page-aligned, in order of appearance
-    ``.bits 16|32|64`` ``.align N`` ``.space N[, fill]`` ``.byte .word .long .quad`` ``.ascii .asciz``
+    ``.bits 16|32|64`` ``.align N`` ``.space N[, fill]``
+    ``.byte .word .long .quad`` ``.ascii .asciz``
     ``.equ NAME, expr``  a number   ``.define NAME text``  a textual alias
     ``.macro NAME a, b=default`` ... ``.endm``: ``\\a`` is the argument, ``\\@`` a unique number
     ``.rept N`` ... ``.endr``; ``.if expr`` / ``.else`` / ``.endif``; ``.include "file"``
@@ -33,6 +34,7 @@ from typing import Any
 LOAD_BASE = 0x100000  #: where the first section goes: 1 MiB, the multiboot custom
 PAGE = 0x1000
 MAX_PASSES = 12
+PLACEHOLDER = 0x5A17C0DE  #: an address in 64-bit code until the instruction's length is known
 NOBITS = "bss"  #: the section that takes no room in the file
 
 _REGISTERS = set(
@@ -437,6 +439,9 @@ class Assembler:
             prefix, inner = m[1], "+".join(self._scale(t) for t in kept)
             if constant:
                 value = self._value(constant.lstrip("+"), s, here)
+                if s.bits == 64 and not kept:
+                    self._absolute = value
+                    return f"{prefix}[rip+{PLACEHOLDER:#x}]"
                 inner += ("" if not inner or value < 0 else "+") + _hex(value)
             return f"{prefix}[{inner}]"
         if _has_register(text):
@@ -457,6 +462,7 @@ class Assembler:
             head, _, rest = rest.partition(" ")
         if head in _AMBIGUOUS:
             raise AsmError(f"{s.where}: {head} has a width: write it with its suffix")
+        self._absolute: int | None = None
         operands = [self._operand(o, s, here) for o in _split(rest)]
         if m := re.fullmatch(r"(jmpf|callf)([wdq]?)", head):
             return self._far(m[1], m[2], operands, s, here)
@@ -482,8 +488,7 @@ class Assembler:
         return prefix + near[:at] + bytes([near[at] + 8]) + near[at + 1:]
 
     def _keystone(self, s: _Statement, text: str, here: int) -> bytes:
-        relative = s.bits == 64 and "[" in text or _BRANCH.match(text)
-        key = (s.bits, text, here if relative else 0)
+        key = (s.bits, text, here if _BRANCH.match(text) and "[" not in text else 0)
         if key not in self._memo:
             try:
                 encoded, _ = self._engines[s.bits].asm(text, here)
@@ -492,7 +497,22 @@ class Assembler:
             if not encoded:
                 raise AsmError(f"{s.where}: {s.name}: keystone gave no encoding for {text!r}")
             self._memo[key] = bytes(encoded)
-        return self._memo[key]
+        code = self._memo[key]
+        return code if self._absolute is None else self._address(code, text, here)
+
+    def _address(self, code: bytes, text: str, here: int) -> bytes:
+        """Put the address of a bare ``[symbol]`` in 64-bit code where the placeholder is.
+
+        Keystone makes these RIP-relative by itself, but forgets to subtract RIP for some opcodes.
+        With a segment override the address is an offset in that segment: absolute, not relative.
+        """
+        assert self._absolute is not None
+        at = code.index(PLACEHOLDER.to_bytes(4, "little"))
+        if re.search(r"[defgs]s:\[", text):
+            modrm = bytes([code[at - 1] & 0xF8 | 4, 0x25])  # SIB: no base, no index
+            return code[:at - 1] + modrm + struct.pack("<i", self._absolute) + code[at + 4:]
+        displacement = self._absolute - (here + len(code))
+        return code[:at] + struct.pack("<i", displacement) + code[at + 4:]
 
 
 def elf32(program: Program) -> bytes:
