@@ -9,7 +9,8 @@ against the file and against RAM before a byte is copied.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from bt.boot.image import Image
 from bt.boot.lowmem import HIGH_MEMORY, megabytes
@@ -23,7 +24,8 @@ _MACHINES = {2: "SPARC", 8: "MIPS", 20: "PowerPC", 21: "PowerPC64", 22: "S/390",
              43: "SPARC V9", 50: "Itanium", 183: "aarch64", 243: "RISC-V", 258: "LoongArch"}
 _ET_EXEC = 2
 _PT_LOAD = 1
-_PT_INTERP = 3
+# Only programs have a dynamic loader (PT_INTERP) or thread-local storage (PT_TLS).
+_PROGRAM_ONLY = (3, 7)
 
 # After the 16 identification bytes: type, machine, version, entry, phoff, shoff, flags, ehsize,
 # phentsize, phnum (the rest is about sections).
@@ -34,8 +36,7 @@ _PHDR = {32: struct.Struct("<6I8x"), 64: struct.Struct("<I4x5Q8x")}
 _MAX_PHDRS = 256
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """One PT_LOAD segment, in bytes: file range, and virtual and physical address of the memory."""
 
     offset: int
@@ -45,8 +46,7 @@ class Segment:
     memsz: int
 
 
-@dataclass(frozen=True)
-class Elf:
+class Elf(NamedTuple):
     """A checked ELF kernel: ``bits`` is its class, ``machine`` EM_386 or EM_X86_64.
 
     ``segments`` ascend by physical address and do not overlap; ``entry`` is physical.
@@ -93,12 +93,13 @@ def parse(image: Image) -> Elf:
         raise InputError(f"{name}: ELF program headers of {phentsize} bytes instead of {phdr.size}")
     image.check(phoff, phnum * phdr.size)
     raw = list(phdr.iter_unpack(image.read(phoff, phnum * phdr.size)))
-    if any(fields[0] == _PT_INTERP for fields in raw):
+    if any(fields[0] in _PROGRAM_ONLY for fields in raw):
         raise InputError(f"{name}: is a program for an operating system, not a kernel")
     if kind != _ET_EXEC:
         raise InputError(f"{name}: ELF type {kind} is not an executable kernel")
     segments = [Segment(*fields[1:]) for fields in raw if fields[0] == _PT_LOAD and fields[5]]
-    return Elf(bits, machine, _physical_entry(name, entry, segments), _checked(image, segments))
+    ordered = _checked(image, segments)
+    return Elf(bits, machine, _physical_entry(name, entry, ordered), ordered)
 
 
 def _checked(image: Image, segments: list[Segment]) -> tuple[Segment, ...]:
@@ -110,7 +111,7 @@ def _checked(image: Image, segments: list[Segment]) -> tuple[Segment, ...]:
         where = f"{image.name}: ELF segment at {segment.paddr:#x}"
         if segment.filesz > segment.memsz:
             raise InputError(f"{where} has more bytes in the file than in memory")
-        if segment.offset + segment.filesz > image.size:
+        if segment.filesz and segment.offset + segment.filesz > image.size:
             raise InputError(f"{where} ends after the end of the file: cut short?")
         if segment.paddr < HIGH_MEMORY:
             raise InputError(f"{where} lies below 1 MB, where the boot data goes")
@@ -120,7 +121,7 @@ def _checked(image: Image, segments: list[Segment]) -> tuple[Segment, ...]:
     return tuple(segments)
 
 
-def _physical_entry(name: str, entry: int, segments: list[Segment]) -> int:
+def _physical_entry(name: str, entry: int, segments: Sequence[Segment]) -> int:
     """Linux gives the entry as a physical address, other kernels mostly as a virtual one."""
     for segment in segments:
         if segment.paddr <= entry < segment.paddr + segment.memsz:
@@ -131,11 +132,11 @@ def _physical_entry(name: str, entry: int, segments: list[Segment]) -> int:
     raise InputError(f"{name}: ELF entry point {entry:#x} is outside of its segments")
 
 
-def check_fits(name: str, end: int, ram: Ram, extra: int = 0) -> None:
-    """Raise InputError unless RAM reaches to ``end`` and holds ``extra`` bytes (initrd) more."""
-    need = end + extra
+def check_fits(name: str, end: int, ram: Ram, ramdisk: Image | None = None) -> None:
+    """Raise InputError unless RAM reaches to ``end`` and holds the initrd, if any, behind it."""
+    need = end + (ramdisk.size if ramdisk else 0)
     if need > ram.size:
-        reason = f" ({megabytes(extra)} of it for the initrd)" if extra else ""
+        reason = f" ({megabytes(ramdisk.size)} of it for {ramdisk.name})" if ramdisk else ""
         raise InputError(f"{name}: needs at least {megabytes(need)} of RAM{reason}, "
                          f"but the machine has {ram.size >> 20}M")
 
@@ -147,4 +148,5 @@ def load_segments(image: Image, elf: Elf, ram: Ram) -> None:
     """
     check_fits(image.name, elf.end, ram)
     for segment in elf.segments:
-        image.read_into(segment.offset, ram.view[segment.paddr:segment.paddr + segment.filesz])
+        if segment.filesz:
+            image.read_into(segment.offset, ram.view[segment.paddr:segment.paddr + segment.filesz])

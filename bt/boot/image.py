@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Self
 
 from bt.errors import InputError
 
@@ -47,7 +48,7 @@ class Image:
     def close(self) -> None:
         """Give the file back."""
 
-    def __enter__(self) -> Image:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

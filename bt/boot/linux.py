@@ -11,7 +11,7 @@ not relocated: the addresses it is linked for are free in our machine, so no KAS
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bt.boot import elf, initrd, lowmem, payload
 from bt.boot.entry import EntryState, Loaded
@@ -63,8 +63,7 @@ def is_bzimage(head: bytes) -> bool:
             and head[_BOOT_FLAG:_BOOT_FLAG + 2] == b"\x55\xaa")
 
 
-@dataclass(frozen=True)
-class _Kernel:
+class _Kernel(NamedTuple):
     """A kernel to boot, whatever it came in."""
 
     image: Image            # the ELF file
@@ -84,7 +83,7 @@ def load(image: FileImage, ram: Ram, cmdline: str, ramdisk: Image | None) -> Loa
         vmlinux = elf.parse(kernel.image)
         _check_class(image.name, vmlinux)
         end = max(kernel.end, vmlinux.end) + lowmem.PAGE - 1 & -lowmem.PAGE
-        elf.check_fits(image.name, end, ram, extra=ramdisk.size if ramdisk else 0)
+        elf.check_fits(image.name, end, ram, ramdisk)
         elf.load_segments(kernel.image, vmlinux, ram)
     bits = vmlinux.bits
     placed = 0, 0

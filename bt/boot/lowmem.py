@@ -104,7 +104,10 @@ def write_cmdline(ram: Ram, cmdline: str, limit: int) -> int:
 
     ``limit`` is the longest the kernel takes, in bytes without the NUL. Raises InputError.
     """
-    data = cmdline.encode("utf-8", "surrogateescape")
+    try:
+        data = cmdline.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raise InputError("the command line contains text that is not valid Unicode") from None
     limit = min(limit, CMDLINE_ROOM - 1)
     if len(data) > limit:
         raise InputError(f"the command line has {len(data)} bytes, but this kernel takes {limit}")

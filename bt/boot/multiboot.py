@@ -9,7 +9,7 @@ protocol knows no other.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bt.boot import elf, initrd, lowmem
 from bt.boot.entry import EntryState, Loaded
@@ -38,8 +38,7 @@ _FOUR_GB = 1 << 32
 _LOADER_NAME = b"ring1\0"
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """A multiboot header: ``offset`` in the file, and the fields of 3.1."""
 
     offset: int

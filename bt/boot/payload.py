@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from bt.boot.image import BytesImage, FileImage, Image
 from bt.boot.unpack_cache import UnpackCache
@@ -34,8 +34,7 @@ _LZ4_MAGIC = 0x184C2102
 _LZ4_BLOCK = 8 << 20
 
 
-@dataclass(frozen=True)
-class Payload:
+class Payload(NamedTuple):
     """Where the packed kernel lies in the bzImage (bytes), how it is packed, its size unpacked."""
 
     method: str
@@ -66,7 +65,7 @@ def find(image: Image, offset: int, length: int, limit: int) -> Payload:
                          f"the file at {image.size:#x}")
     head = image.read(offset, 6)
     method = method_of(head)
-    if method not in _UNPACKERS:
+    if method is None or method not in _UNPACKERS:
         what = f"{method} compression" if method else f"compression (bytes {head.hex(' ')})"
         raise InputError(f"{name}: its kernel has an unsupported {what}")
     size = struct.unpack("<I", image.read(offset + length - 4, 4))[0]
@@ -170,5 +169,5 @@ def _zstd(data: bytes) -> Iterator[bytes]:
         yield part
 
 
-_UNPACKERS: dict[str | None, Callable[[bytes], Iterator[bytes]]] = {
+_UNPACKERS: dict[str, Callable[[bytes], Iterator[bytes]]] = {
     "gzip": _gzip, "bzip2": _bzip2, "xz": _xz, "lzma": _lzma, "lz4": _lz4, "zstd": _zstd}
