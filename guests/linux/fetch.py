@@ -56,21 +56,27 @@ def busybox() -> Path:
     return _file(BUSYBOX_PACKAGE, _BUSYBOX_FILE)
 
 
+def cached_kernel(package: str = KERNEL_PACKAGE) -> Path | None:
+    """The kernel :func:`kernel` would give without fetching anything; None when it would fetch."""
+    return _cached(package, _KERNEL_FILE)
+
+
 def _file(package: str, wanted: re.Pattern[str]) -> Path:
     if not _PACKAGE_NAME.fullmatch(package):
         raise InputError(f"not a package name: {package!r}")
+    return _cached(package, wanted) or _fetch(package, wanted, cache_folder() / package)
+
+
+def _cached(package: str, wanted: re.Pattern[str]) -> Path | None:
     folder = cache_folder() / package
-    for name in sorted(_names(folder)):
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return None
+    for name in names:
         if wanted.fullmatch(f"./boot/{name}") or wanted.fullmatch(f"./bin/{name}"):
             return folder / name
-    return _fetch(package, wanted, folder)
-
-
-def _names(folder: Path) -> list[str]:
-    try:
-        return os.listdir(folder)
-    except OSError:
-        return []
+    return None
 
 
 def _fetch(package: str, wanted: re.Pattern[str], folder: Path) -> Path:
@@ -166,11 +172,17 @@ def _download(package: str, work: Path) -> Path:
         pass  # no lists, or older than the mirror: fetch them and try once more
     if os.geteuid() != 0:
         apt = _Apt(private=cache_folder() / "apt")
+    complaint = ""
     try:
-        apt.get(["update"], "package lists")
+        apt.get(["update", "-o", "APT::Update::Error-Mode=any"], "package lists")
+    except _AptError as error:
+        complaint = str(error)  # of one mirror of several, maybe: go on, and say it if it mattered
+    try:
         return _download_with(apt, package, work)
     except _AptError as error:
-        raise InputError(f"apt cannot fetch {package}: {error}; {_OWN_FILES}") from None
+        raise InputError(
+            f"apt cannot fetch {package}: {complaint or error}; {_OWN_FILES}"
+        ) from None
 
 
 def _download_with(apt: _Apt, package: str, work: Path) -> Path:
