@@ -143,8 +143,6 @@ def _open_bzimage(image: FileImage, ram: Ram) -> _Kernel:
     start = (sectors + 1) * _SECTOR + get(_PAYLOAD_OFFSET, "<I")
     packed = payload.find(image, start, get(_PAYLOAD_OFFSET + 4, "<I"), limit)
     inner = payload.unpacked(image, packed)
-    if not inner.head(4) == elf.MAGIC:
-        raise InputError(f"{name}: its {packed.method} payload is not an ELF kernel")
     version = _version(image, get(_KERNEL_VERSION, "<H"))
     return _Kernel(inner, header, "linux bzImage", f"Linux {version} ({packed.method})", end)
 

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+from bt.boot import elf
 from bt.boot.image import BytesImage, FileImage, Image
 from bt.boot.unpack_cache import UnpackCache
 from bt.errors import InputError
@@ -90,7 +91,7 @@ def unpacked(image: FileImage, payload: Payload) -> Image:
 
 
 def unpack(image: Image, payload: Payload) -> bytearray:
-    """Unpack to exactly ``payload.size`` bytes. Raises InputError if the data are damaged."""
+    """Unpack to exactly ``payload.size`` bytes. Raises InputError if that gives no ELF file."""
     data = image.read(payload.offset, payload.length)
     out = bytearray()
     try:
@@ -108,6 +109,8 @@ def unpack(image: Image, payload: Payload) -> bytearray:
         how = "more" if len(out) > payload.size else f"{len(out)}"
         raise InputError(f"{image.name}: its {payload.method} kernel is damaged: "
                          f"{how} bytes came out instead of {payload.size}")
+    if not out.startswith(elf.MAGIC):
+        raise InputError(f"{image.name}: its {payload.method} payload is not an ELF kernel")
     return out
 
 

@@ -17,7 +17,9 @@ METHODS = ("gzip", "bzip2", "xz", "lzma", "lz4", "zstd")
 
 def segment(paddr: int, data: bytes, memsz: int | None = None, vaddr: int | None = None,
             kind: int = 1) -> tuple:
-    return kind, paddr, paddr if vaddr is None else vaddr, data, len(data) if memsz is None else memsz
+    """A program header for elf(), with its data; memory size and virtual address follow them."""
+    return (kind, paddr, paddr if vaddr is None else vaddr, data,
+            len(data) if memsz is None else memsz)
 
 
 def elf(segments: list[tuple], entry: int = MB, bits: int = 64, machine: int | None = None,
