@@ -179,10 +179,10 @@ class Pic8259Pair:
             if line == _CASCADE:
                 return
             self._master.drive(line, level)
+            self._drive_intr()
         else:
             self._slave.drive(line - 8, level)
-            self._master.drive(_CASCADE, self._slave.pending() >= 0)
-        self._drive_intr()
+            self._update()
 
     def acknowledge(self) -> int:
         """The CPU's interrupt acknowledge cycle: the vector (0-255) to deliver."""
