@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LINUX = "linux"
 LINUX_CMDLINE = "console=ttyS0 panic=-1"
+_INPUT_AHEAD = 64 * 1024  # bytes of piped input to read before the guest has
 _KEPT_CONSOLE = 64 * 1024  # bytes of console kept back for a report
 
 
@@ -242,6 +243,7 @@ class _Session:
             self._feed,
             self._leave,
             on_end=self._end_of_input,
+            accepts=self._accepts,
             raw=not self._has_command,
             hold=self._has_command or (self._awaits_ready and not os.isatty(0)),
         )
@@ -301,6 +303,10 @@ class _Session:
             self._machine.feed(encode(data), port=2)
         else:
             self._machine.feed(data, port=1)
+
+    def _accepts(self) -> bool:
+        assert self._machine is not None
+        return self._machine.pending_input(2 if self._has_command else 1) < _INPUT_AHEAD
 
     def _end_of_input(self) -> None:
         # A console has no end of input: the guest goes on until it powers off.

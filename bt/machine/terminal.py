@@ -39,6 +39,7 @@ STATUS_WRITE_FAILED = 1
 STATUS_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 _CHUNK = 4096
+_RETRY_S = 0.02  # how soon to ask again whether the guest has read its input
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
@@ -107,9 +108,10 @@ class Terminal:
     (0), a signal (128 + its number), output that nobody reads any more (141). Asked a second time,
     the process ends at once, so that a guest that hangs cannot keep the terminal.
 
-    ``on_end()`` is called once when input is at its end. With ``raw``, a terminal on ``stdin`` is
-    put into raw mode and Ctrl-A commands are looked for; other input is passed on untouched.
-    ``hold`` leaves the input where it is until :meth:`release`.
+    ``on_end()`` is called once when input is at its end. Piped input is read only while
+    ``accepts()``, so that a guest slower than its input does not fill the host's memory. With
+    ``raw``, a terminal on ``stdin`` is put into raw mode and Ctrl-A commands are looked for; other
+    input is passed on untouched. ``hold`` leaves the input where it is until :meth:`release`.
     """
 
     def __init__(
@@ -118,12 +120,14 @@ class Terminal:
         on_leave: Callable[[int, str], None],
         *,
         on_end: Callable[[], None] | None = None,
+        accepts: Callable[[], bool] | None = None,
         raw: bool = True,
         hold: bool = False,
         stdin: int = 0,
         stdout: int = 1,
     ) -> None:
         self._on_input, self._on_leave, self._on_end = on_input, on_leave, on_end
+        self._accepts = accepts
         self._stdin, self._stdout = stdin, stdout
         self._reading = not hold and has_input(stdin)
         self._held = hold and has_input(stdin)
@@ -236,9 +240,12 @@ class Terminal:
 
     def _loop(self) -> None:
         while not self._closing:
-            wanted = [self._wake_read, self._stdin] if self._reading else [self._wake_read]
+            full = self._reading and not self._welcome()
+            wanted = [self._wake_read]
+            if self._reading and not full:
+                wanted.append(self._stdin)
             try:
-                ready, _, _ = select.select(wanted, [], [])
+                ready, _, _ = select.select(wanted, [], [], _RETRY_S if full else None)
             except OSError:
                 self._reading = False  # stdin was closed under us
                 continue
@@ -246,6 +253,10 @@ class Terminal:
                 self._signals(os.read(self._wake_read, _CHUNK))
             if self._stdin in ready and not self._closing:
                 self._read()
+
+    def _welcome(self) -> bool:
+        # What a person types is never too much, and holds the command to leave.
+        return self._raw or self._accepts is None or self._accepts()
 
     def _signals(self, numbers: bytes) -> None:
         for number in numbers:
