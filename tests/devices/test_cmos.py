@@ -193,6 +193,13 @@ def test_periodic_interrupt_at_64_hz(clocked):
     assert count == 64
 
 
+@pytest.mark.parametrize("rate, hz", [(1, 256), (2, 128), (3, 8192), (6, 1024), (15, 2)])
+def test_periodic_rates(clocked, rate, hz):
+    put(clocked, 10, 0x20 | rate)
+    put(clocked, 11, 0x42)
+    assert clocked.timers.next_deadline() == SECOND // hz
+
+
 def test_set_clears_update_interrupts(clocked):
     put(clocked, 11, 0x12)
     put(clocked, 11, 0x92)

@@ -66,6 +66,13 @@ def test_single_mode_skips_icw3_and_icw1_without_ic4_skips_icw4(rig):
     assert rig.inb(0x21) == 0x77, "already the mask"
 
 
+def test_cascaded_without_icw4(rig):
+    rig.outb(0x10, 0x20)
+    for value in (0x40, 0x04, 0x77):
+        rig.outb(value, 0x21)
+    assert rig.inb(0x21) == 0x77, "the word after ICW3 is the mask"
+
+
 def test_priority_and_nesting(rig):
     rig.init_pics()
     pulse(rig, 5)

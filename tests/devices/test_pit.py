@@ -223,6 +223,35 @@ def test_mode_3_is_a_square_wave(pit, count, high):
     assert values[:count] == ([6, 4, 2, 0][:high] + [6, 4, 2][:count - high])
 
 
+@pytest.mark.parametrize("written_after, expect", [
+    (2, [1] * 3 + [0] * 2 + [1] * 2 + [0] * 2),  # in the high half: the low half is short already
+    (7, [0] * 3 + [1] * 2 + [0] * 2 + [1] * 2)])  # in the low half, which ends first
+def test_mode_3_new_count_waits_for_the_end_of_the_half_period(pit, written_after, expect):
+    program(pit, 2, 3, 10)
+    gate2(pit, 1)
+    ticks(pit, 1 + written_after)
+    pit.outb(4, 0x42)
+    pit.outb(0, 0x42)
+    levels = []
+    for _ in expect:
+        levels.append(out(pit))
+        ticks(pit, 1)
+    assert levels == expect
+
+
+@pytest.mark.parametrize("written_after, rise_after", [(20, 50 - 20 + 10), (70, 100 - 70)])
+def test_mode_3_interrupt_after_a_new_count(pit, written_after, rise_after):
+    program(pit, 0, 3, 100)
+    drain(pit)
+    ticks(pit, 1 + written_after)
+    pit.outb(20, 0x40)
+    pit.outb(0, 0x40)
+    ticks(pit, rise_after - 1)
+    assert pit.take_irq() is None
+    ticks(pit, 1)
+    assert pit.take_irq() == IRQ0
+
+
 @pytest.mark.parametrize("mode", [2, 3])
 def test_gate_low_stops_periodic_modes_high_and_its_edge_restarts_them(pit, mode):
     program(pit, 2, mode, 10)
