@@ -98,6 +98,10 @@ class FileImage(Image):
                 raise InputError(f"{self.name}: became shorter while it was read")
             done += count
 
+    def changed(self) -> bool:
+        """True if somebody wrote to the file since it was opened."""
+        return os.fstat(self._fd).st_ctime_ns != self.status.st_ctime_ns
+
     def sha256(self) -> str:
         """Hexadecimal digest of the whole file. Raises InputError if it cannot be read."""
         import hashlib  # here: it costs 6 ms that a boot from the cache need not pay

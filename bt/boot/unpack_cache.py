@@ -3,7 +3,9 @@
 
 ``<cache>/ring1/vmlinux/<SHA-256 of the bzImage>.elf`` holds the kernel. So as not to hash the
 bzImage at each boot, ``by-stat/<device-inode-size-mtime-ctime>`` is a symbolic link to it: no
-write to a file leaves its ctime alone, so equal status means equal contents.
+write to a file leaves its ctime alone, so equal status means equal contents. Time stamps are coarse
+(up to some 10 ms), so that holds only for a file that was not changed a moment ago: one that was
+gets no link yet.
 
 A file appears under its name by an atomic rename, so it is complete or absent. Only a host crash
 right after can leave it short (an empty file, as file systems write the size after the data):
@@ -15,11 +17,14 @@ files too. A cache that cannot be used, for whatever reason, is no error: there 
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 from bt.boot.image import FileImage
 from bt.errors import InputError
 
+#: A file changed less than this many nanoseconds ago may change again within the same time stamp.
+SETTLED_NS = 2_000_000_000
 #: Kernels kept; the oldest goes first. One is about 50 MB.
 KEEP = 8
 
@@ -49,7 +54,7 @@ class UnpackCache:
 
     def store(self, data: bytes | bytearray) -> None:
         """Keep the unpacked kernel, if the cache can be written."""
-        if self._folder is None:
+        if self._folder is None or self._packed.changed():
             return
         temporary = self._folder / f".{os.getpid()}.tmp"
         try:
@@ -87,6 +92,8 @@ class UnpackCache:
         return None
 
     def _remember(self) -> None:
+        if time.time_ns() - self._packed.status.st_ctime_ns < SETTLED_NS:
+            return
         try:
             self._link.unlink(missing_ok=True)
             self._link.symlink_to(Path("..") / self._file.name)
