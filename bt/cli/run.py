@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bt.cli import options as values
 from bt.cli.stdin import END, READY, encode
 from bt.errors import EXIT_GUEST_DIED, EXIT_TIME_LIMIT, InputError
-from bt.machine.terminal import STATUS_WRITE_FAILED, Terminal, has_input, write_all
+from bt.machine.terminal import STATUS_INTERNAL, Terminal, has_input, write_all
 
 if TYPE_CHECKING:
     from bt.machine.machine import Machine, Outcome
@@ -265,7 +265,7 @@ class _Session:
             return EXIT_TIME_LIMIT
         if outcome.kind == "stopped" and self._left is not None:
             status, reason = self._left
-            if status == STATUS_WRITE_FAILED:
+            if status == STATUS_INTERNAL:
                 self._say(f"bt: {reason}")
             return status
         return outcome.status

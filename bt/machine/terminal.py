@@ -35,7 +35,7 @@ Ctrl-A Ctrl-A  send Ctrl-A to the guest\r
 """
 
 STATUS_LEFT = 0
-STATUS_WRITE_FAILED = 1
+STATUS_INTERNAL = 1
 STATUS_BROKEN_PIPE = 128 + signal.SIGPIPE
 
 _CHUNK = 4096
@@ -155,7 +155,7 @@ class Terminal:
                 atexit.register(self.restore)
                 self._enter_raw()
             # A daemon: input that blocks must not keep the process alive.
-            self._thread = threading.Thread(target=self._loop, name="terminal", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="terminal", daemon=True)
             self._thread.start()
         except BaseException:
             self.restore()
@@ -207,7 +207,7 @@ class Terminal:
             if failure.errno in (errno.EPIPE, errno.EIO, errno.EBADF):
                 self._on_leave(STATUS_BROKEN_PIPE, "nobody reads the output")
             else:
-                self._on_leave(STATUS_WRITE_FAILED, f"standard output: {failure.strerror}")
+                self._on_leave(STATUS_INTERNAL, f"standard output: {failure.strerror}")
 
     def _enter_raw(self) -> None:
         tty.setraw(self._stdin, termios.TCSANOW)
@@ -238,6 +238,14 @@ class Terminal:
         with suppress(BlockingIOError, OSError):
             os.write(self._wake_write, bytes((number,)))
 
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException:  # a bug; but a raw terminal with nobody reading it has no way out
+            self._leaving = True
+            self._on_leave(STATUS_INTERNAL, "the terminal's thread failed")
+            raise
+
     def _loop(self) -> None:
         while not self._closing:
             full = self._reading and not self._welcome()
@@ -262,7 +270,8 @@ class Terminal:
         for number in numbers:
             if number == signal.SIGCONT:
                 if self._saved is not None:  # the shell has had the terminal in between
-                    self._enter_raw()
+                    with suppress(termios.error):  # or it hung up: SIGHUP brings a SIGCONT along
+                        self._enter_raw()
             elif number in _STOP_SIGNALS:
                 self._leave(128 + number, signal.Signals(number).name)
 

@@ -42,6 +42,14 @@ def buggy(machine):
     raise RuntimeError("a bug of ours")
 
 
+def deaf(machine):
+    """Takes no input: feed() has a bug."""
+    machine.feed = lambda data, port: 1 / 0
+    machine.console(b"ready\r\n")
+    machine.wait_for(lambda: False)
+    return Outcome("stopped")
+
+
 def flood(machine):
     """Writes until it is told to stop."""
     while machine.stopped is None:

@@ -128,6 +128,13 @@ class TestOnATerminal:
         child.send(b"a")  # reaches the guest without a newline only in raw mode
         child.expect_exact("<61>")
 
+    def test_a_failing_reader_ends_the_run(self, on_pty):
+        child = on_pty("deaf")
+        child.send(b"a")
+        child.expect_exact("ZeroDivisionError")
+        assert ended(child) == 1
+        assert modes(child) == child.before_modes
+
     def test_hang_up_ends_the_run(self, flat):
         pid, terminal = pty.fork()
         if pid == 0:
