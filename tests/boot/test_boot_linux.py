@@ -126,7 +126,9 @@ def test_virtual_entry_point_becomes_physical(kernel):
 
 GZIP = pack(VMLINUX, "gzip")
 REFUSED = {
-    "too little RAM": (bzimage(GZIP, init_size=9 * MB), "needs at least 10M of RAM.* has 8M"),
+    # Found before anything is unpacked: the payload is damaged too, and that is not what it says.
+    "too little RAM": (bzimage(GZIP[:200] + b"!" * 8 + GZIP[208:], init_size=9 * MB),
+                       "needs at least 10M of RAM.* has 8M"),
     "too little RAM for an ELF": (elf([segment(MB, b"", memsz=20 * MB)]), "at least 21M of RAM"),
     "old protocol": (bzimage(GZIP, protocol=0x207), "protocol 2.07 is too old"),
     "payload cut": (bzimage(GZIP)[:-20], "cut short"),
@@ -156,6 +158,8 @@ REFUSED = {
     "entry outside": (elf([segment(MB, CODE)], entry=5 * MB), "entry point 0x500000 is outside"),
     "filesz > memsz": (elf([segment(MB, CODE, memsz=5)]), "more bytes in the file"),
     "huge e_phnum": (VMLINUX[:56] + b"\xff\xff" + VMLINUX[58:], "65535 program headers"),
+    "odd e_phentsize": (VMLINUX[:54] + b"\x39" + VMLINUX[55:], "57 bytes instead of 56"),
+    "lz4 block cut": (bzimage(pack(VMLINUX, "lz4")[:60] + b"\0\2\0\0"), "after the end of"),
     "p_offset overflow": (VMLINUX[:72] + b"\xff" * 8 + VMLINUX[80:], "cut short"),
     "empty": (b"", "is empty"),
     "random": (bytes(range(7, 256)) * 40, "not a kernel"),
