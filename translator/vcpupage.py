@@ -2,8 +2,9 @@
 """The vCPU page: virtual CPU state that inline stubs read and write.
 
 One page a vCPU, at a virtual address that every stub holds as an absolute operand. In 64-bit code
-that is a sign-extended 32-bit displacement, so the page must lie in the lowest or the highest 2 GB
-of the address space (`reachable`); in 32-bit code it is any address below 4 GB.
+that is a sign-extended 32-bit displacement, and the page must lie in the highest 2 GB of the
+address space (`reachable`; the lowest 2 GB could be encoded too, but keystone makes such an operand
+relative to RIP). In 32-bit code it is any address below 4 GB.
 
 Every field is a little-endian u64; 32-bit stubs use the low half. The guest kernel can reach the
 page like the stubs do, so a VMM may take no decision about its own safety from what it reads here:
@@ -43,5 +44,5 @@ IF = 0x200         # the value of VIF and PENDING when set (SDM 1 section 3.4.3)
 def reachable(address: int, bits: int = 64) -> bool:
     """Whether stubs can address a vCPU page at this virtual address."""
     if bits == 64:
-        return address + SIZE <= 1 << 31 or (1 << 64) - (1 << 31) <= address <= (1 << 64) - SIZE
+        return (1 << 64) - (1 << 31) <= address <= (1 << 64) - SIZE
     return 0 <= address <= (1 << 32) - SIZE

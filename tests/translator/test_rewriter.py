@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Traps and stub planning."""
+
+import pytest
+from golden import GOLDEN
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from translator.rewriter import absorbable, detour, jump, plan_stub, restore, trap
+from translator.scanner import scan, scan_block
+
+YES = {
+    64: """90 6690 0f1f00 0f1f8000000000 66662e0f1f840000000000 f30f1efa 4889c8 89c8 b801000000
+        48b80102030405060708 4883c001 31c0 4885c0 488d4808 8d0411 50 4158 5b 4153 6a01 6801000000
+        0fb6c0 480fbec1 4863c1 48c1e003 d1e8 480fbae003 4898 99 4887ca f7d8 48ffc0 4883ec08""",
+    32: "90 89c8 40 4f 50 5b b801000000 8d4c2404 31c0 6a01 83c404 0fb6c0 c1e002 99",
+}
+NO = {
+    64: """fa 9c 0f20c0 8cc8 8ed0 c3 cc cd80 e800000000 eb00 7400 f4 8b06 8906 488b05000000 00
+        488d0500000000 8d0500000000 ff36 8f06 54 5c 6650 6658 668cc8 8cd8 0fa0 48f7f1 f7f1 c9 f390
+        f0480fc108 a4 48ab 0f0b 0f05 0f31 0fa2 ffe0 ff10 678d00 6698c3 9b d9c0 0f28c1 e2fe 0f77
+        cf 48cf 0f01f8 e460 0f1f""".replace("05000000 00", "0500000000"),
+    32: "1e 06 0e 1f 07 5c 54 6650 cf 8b06 c9 f4 9d 60 61 27 ce 67e300",
+}
+
+
+@pytest.mark.parametrize("bits,code", [(b, c) for b, text in YES.items() for c in text.split()])
+def test_harmless_instruction_may_be_absorbed(bits, code):
+    assert absorbable(bytes.fromhex(code), bits)
+
+
+@pytest.mark.parametrize("bits,code", [(b, c) for b, text in NO.items() for c in text.split()])
+def test_instruction_that_depends_on_its_place_or_can_leave_may_not(bits, code):
+    assert not absorbable(bytes.fromhex(code), bits)
+
+
+@pytest.mark.parametrize("case", GOLDEN, ids=lambda case: f"{case.bits}-{case.code.hex()}")
+def test_nothing_in_the_table_may_be_absorbed(case):
+    assert not absorbable(case.code, case.bits)
+
+
+def plan(text: str, address: int = 0x1000, limit: int | None = None, bits: int = 64):
+    code = bytes.fromhex(text)
+    return plan_stub(code, scan_block(code, address, bits).findings[0], limit)
+
+
+def test_absorbs_no_more_than_it_needs():
+    result = plan("fa 4889c8 50 90 90")
+    assert result.absorbed == (b"\x48\x89\xc8", b"\x50")
+    assert (result.region, result.code, result.row.name) == (5, b"\xfa", "CLI")
+    assert plan("fa 48c7c001000000").region == 8
+
+
+def test_a_long_site_absorbs_nothing():
+    assert plan("2e2e2e2efa c3").absorbed == ()
+
+
+@pytest.mark.parametrize("text", ["fa c3 90909090", "fa 9c 90909090", "fa 488b06 90", "fa 90 90",
+                                  "fa eb00 9090", "fa 06 909090", "fa fb 909090"])
+def test_no_room(text):
+    assert plan(text) is None
+
+
+def test_limit_and_page_end_are_kept():
+    text = "fa 90 90 90 90"
+    assert plan(text).region == 5
+    assert plan(text, limit=4) is None
+    assert plan(text, address=0x1FFB).region == 5
+    assert plan(text, address=0x1FFC) is None
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(min_size=1, max_size=200), st.sampled_from([16, 32, 64]))
+def test_trapping_changes_first_bytes_only_and_can_be_undone(code, bits):
+    found = scan(code, 0, bits)
+    patched = trap(code, found)
+    sites = {f.offset for f in found}
+    assert len(patched) == len(code)
+    for at, (old, new) in enumerate(zip(code, patched, strict=True)):
+        assert new == (0xCC if at in sites else old)
+    assert restore(patched, code, found) == code
+    assert trap(patched, found) == patched
+
+
+@pytest.mark.parametrize("source,target,bits,expected", [
+    (0x1000, 0x1005, 64, "e900000000"), (0x1000, 0x1000, 64, "e9fbffffff"),
+    (0x1000, 0xFFFFFFFFFFFFF000, 64, "e9fbdfffff"), (0xFFFFFFFF81000000, 0x1000, 64, "e9fb0f007f"),
+    (0xFFFFFFFF70000000, 0x1000, 64, None),
+    (0xFFFFFFFFFFFFF000, 0x10, 64, "e90b100000"), (0, 0x80000004, 64, "e9ffffff7f"),
+    (0, 0x80000005, 64, None), (0x1000, 0xFFFFF000, 32, "e9fbdfffff"),
+    (0x1000, 0x90000000, 32, "e9fbefff8f"),
+])
+def test_jump(source, target, bits, expected):
+    result = jump(source, target, bits)
+    assert (result and result.hex()) == expected
+
+
+def test_detour_replaces_the_whole_region():
+    code = bytes.fromhex("90 fa 4889c8 4889c8 c3")
+    result = plan_stub(code, scan_block(code, 0x1000).findings[0])
+    assert detour(code, result, 0x2000).hex() == "90" + "e9fa0f0000" + "cccc" + "c3"
+    assert detour(code, result, 1 << 40) is None
