@@ -139,12 +139,16 @@ def _plan_linux(options: argparse.Namespace) -> Plan:
     if options.command is not None:
         # First: a missing command should not cost a download.
         extra.append(initramfs.command_cpio(options.command, stdin=passes_stdin))
+    elif os.isatty(0) and os.isatty(1):
+        size = os.get_terminal_size(1)
+        kind = os.environ.get("TERM", "dumb")
+        extra.append(initramfs.terminal_cpio(size.lines, size.columns, kind))
     path = options.kernel or fetch.kernel(options.package or fetch.KERNEL_PACKAGE)
     if options.initrd is None:
         initrd = initramfs.initramfs(fetch.busybox(), extra)
     else:
         initrd = options.initrd
-        if extra:
+        if options.command is not None:
             # For an initrd with our /init in it, or one that does what it does.
             initrd = _read(options.initrd) + b"".join(extra)
     quiet = options.command is not None and not options.verbose

@@ -1,35 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Debian's kernel and busybox, fetched by package name with the host's own apt.
 
-apt knows the mirrors, checks the signatures and speaks to whatever proxy the machine needs; this
-module names packages and nothing else. Files are kept in the user's cache folder, under
-``ring1/debian/<package>/``, and one that is there is used as it is, with no apt run at all: delete
-the folder to fetch anew.
-
-Root or not makes one difference: only root may refresh the machine's package lists. Without root,
-lists that are missing or too old are fetched into a private apt state in the cache.
+Files are kept in the user's cache folder, under ``ring1/debian/<package>/``, and one that is there
+is used as it is, with no apt run at all: delete the folder to fetch anew. Every boot comes through
+here, so what only a download needs is in ``apt`` and imported for one.
 """
 
 from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
-import sys
-import tarfile
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 from bt.errors import InputError
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
 BUSYBOX_PACKAGE = "busybox-static"
 
-_OWN_FILES = "use --kernel FILE and --initrd FILE to run files of your own"
-_UPDATE_HOOKS = ("Pre-Invoke", "Post-Invoke", "Post-Invoke-Success")
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")  # Debian Policy 5.6.7
 _KERNEL_FILE = re.compile(r"\./boot/vmlinuz-.+")
 _BUSYBOX_FILE = re.compile(r"\./(usr/)?bin/busybox")
@@ -38,8 +25,11 @@ _BUSYBOX_FILE = re.compile(r"\./(usr/)?bin/busybox")
 def cache_folder() -> Path:
     """Where fetched files are kept: the user's cache folder (XDG Base Directory Specification)."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification says to ignore a relative path.
-    return (Path(base) if base.startswith("/") else Path.home() / ".cache") / "ring1" / "debian"
+    if not base.startswith("/"):  # the specification says to ignore a relative path
+        base = os.path.expanduser("~/.cache")
+        if not base.startswith("/"):
+            raise InputError("no home folder to cache files in; set XDG_CACHE_HOME")
+    return Path(base, "ring1", "debian")
 
 
 def kernel(package: str = KERNEL_PACKAGE) -> Path:
@@ -64,7 +54,12 @@ def cached_kernel(package: str = KERNEL_PACKAGE) -> Path | None:
 def _file(package: str, wanted: re.Pattern[str]) -> Path:
     if not _PACKAGE_NAME.fullmatch(package):
         raise InputError(f"not a package name: {package!r}")
-    return _cached(package, wanted) or _fetch(package, wanted, cache_folder() / package)
+    cached = _cached(package, wanted)
+    if cached is not None:
+        return cached
+    from guests.linux import apt
+
+    return apt.fetch(package, wanted, cache_folder() / package)
 
 
 def _cached(package: str, wanted: re.Pattern[str]) -> Path | None:
@@ -77,177 +72,3 @@ def _cached(package: str, wanted: re.Pattern[str]) -> Path | None:
         if wanted.fullmatch(f"./boot/{name}") or wanted.fullmatch(f"./bin/{name}"):
             return folder / name
     return None
-
-
-def _fetch(package: str, wanted: re.Pattern[str], folder: Path) -> Path:
-    for tool in ("apt-get", "apt-cache", "dpkg-deb"):
-        if shutil.which(tool) is None:
-            raise InputError(f"no {tool} here to fetch {package} with; {_OWN_FILES}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Beside its destination, so that the last step is a rename and a broken download leaves
-        # nothing that could be taken for a kernel.
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as work:
-            archive = _download(package, Path(work))
-            return _unpack(archive, wanted, folder)
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise InputError(f"cannot fetch {package} into {folder}: {reason}") from None
-
-
-class _AptError(Exception):
-    """apt could not do something; the text is its own last complaint."""
-
-
-class _Apt:
-    """apt with the machine's package lists, or with private ones in the cache."""
-
-    def __init__(self, private: Path | None) -> None:
-        # The sandbox user of apt could not write into a user's cache folder.
-        self._options = ["-o", "APT::Sandbox::User=root", "-o", "Acquire::Languages=none"]
-        if private is not None:
-            for name in ("state/lists/partial", "cache/archives/partial"):
-                (private / name).mkdir(parents=True, exist_ok=True)
-            self._options += [
-                "-o", f"Dir::State={private / 'state'}",
-                "-o", f"Dir::Cache={private / 'cache'}",
-                "-o", "Dir::State::status=/var/lib/dpkg/status",
-            ]  # fmt: skip
-            # Hooks that other packages hang on a refresh want root and the real lists.
-            configuration = private / "apt.conf"
-            configuration.write_text(
-                "".join(f"#clear APT::Update::{hook};\n" for hook in _UPDATE_HOOKS)
-            )
-            self._options += ["-c", str(configuration)]
-
-    def show(self, package: str) -> str | None:
-        """The control record of the version apt would install; None when it knows none."""
-        command = ["apt-cache", *self._options, "show", "--no-all-versions", package]
-        result = subprocess.run(command, capture_output=True, text=True, env=_environment())
-        return result.stdout if result.returncode == 0 and result.stdout.strip() else None
-
-    def get(self, arguments: Sequence[str], title: str, folder: Path | None = None) -> None:
-        """Run apt-get, showing its progress. Raises :class:`_AptError` when it fails."""
-        status_read, status_write = os.pipe()
-        command = ["apt-get", *self._options, "-o", f"APT::Status-Fd={status_write}"]
-        with tempfile.TemporaryFile("w+") as complaints:
-            process = subprocess.Popen(
-                [*command, "-q", *arguments],
-                cwd=folder,
-                env=_environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=complaints,
-                pass_fds=[status_write],
-            )
-            os.close(status_write)
-            try:
-                with os.fdopen(status_read) as status:
-                    _show_progress(title, status)
-            except BaseException:  # Ctrl-C, mostly: do not leave a download behind
-                process.terminate()
-                process.wait()
-                raise
-            failed = process.wait() != 0
-            if failed:
-                complaints.seek(0)
-                raise _AptError(_last_complaint(complaints.read()))
-
-
-def _environment() -> dict[str, str]:
-    return {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}
-
-
-def _last_complaint(text: str) -> str:
-    errors = [line[2:].strip() for line in text.splitlines() if line.startswith("E:")]
-    return errors[0] if errors else "apt-get failed"
-
-
-def _download(package: str, work: Path) -> Path:
-    """The package's archive, downloaded into ``work``; lists are refreshed when that may help."""
-    apt = _Apt(private=None)
-    try:
-        return _download_with(apt, package, work)
-    except _AptError:
-        pass  # no lists, or older than the mirror: fetch them and try once more
-    if os.geteuid() != 0:
-        apt = _Apt(private=cache_folder() / "apt")
-    complaint = ""
-    try:
-        apt.get(["update", "-o", "APT::Update::Error-Mode=any"], "package lists")
-    except _AptError as error:
-        complaint = str(error)  # of one mirror of several, maybe: go on, and say it if it mattered
-    try:
-        return _download_with(apt, package, work)
-    except _AptError as error:
-        raise InputError(
-            f"apt cannot fetch {package}: {complaint or error}; {_OWN_FILES}"
-        ) from None
-
-
-def _download_with(apt: _Apt, package: str, work: Path) -> Path:
-    record = apt.show(package)
-    if record is None:
-        raise _AptError("no such package in its lists")
-    real = _real_package(package, record)
-    apt.get(["download", real], real, folder=work)
-    archives = sorted(work.glob("*.deb"))
-    if not archives:
-        raise _AptError(f"it downloaded no file for {real}")
-    return archives[-1]
-
-
-def _real_package(package: str, record: str) -> str:
-    """A kernel meta package's kernel, from the Depends field of its control record."""
-    depends = re.search(r"^Depends:(.*)$", record, re.MULTILINE)
-    found = re.search(r"\blinux-image-\d[a-z0-9+.-]*", depends[1]) if depends else None
-    return found[0] if found else package
-
-
-def _show_progress(title: str, status: IO[str]) -> None:
-    """Follow apt's status lines ("dlstatus:item:percent:text") to their end, on stderr."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        print(f"bt: fetching {title}", file=sys.stderr)
-    columns = (
-        TextColumn("fetching {task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:3.0f} %"),
-    )
-    with Progress(
-        *columns, console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        task = bar.add_task(title, total=100)
-        for line in status:
-            fields = line.split(":")
-            if fields[0] == "dlstatus" and len(fields) > 2:
-                bar.update(task, completed=float(fields[2]))
-
-
-def _unpack(archive: Path, wanted: re.Pattern[str], folder: Path) -> Path:
-    """Take one file out of a .deb. Stops reading as soon as it has it."""
-    process = subprocess.Popen(
-        ["dpkg-deb", "--fsys-tarfile", str(archive)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.stdout is not None
-    try:
-        with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
-            for member in tar:
-                source = tar.extractfile(member) if wanted.fullmatch(member.name) else None
-                if source is None:
-                    continue
-                partial = archive.with_name("unpacked")
-                with partial.open("wb") as target:
-                    shutil.copyfileobj(source, target)
-                return partial.replace(folder / Path(member.name).name)
-    except tarfile.TarError:
-        pass  # not an archive, or a truncated one: the same message as an archive without it
-    finally:
-        process.stdout.close()
-        process.wait()
-    raise InputError(f"{archive.name} has no file {wanted.pattern}; {_OWN_FILES}")

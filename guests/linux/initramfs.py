@@ -158,6 +158,15 @@ def command_cpio(argv: Sequence[str], *, stdin: bool = False) -> bytes:
     return cpio.finish()
 
 
+def terminal_cpio(rows: int, columns: int, kind: str) -> bytes:
+    """An archive to append: the terminal the shell is on, which a serial line cannot tell."""
+    cpio = Cpio()
+    cpio.directory("ring1")
+    script = b"export TERM=%s\nstty rows %d cols %d\n" % (quote(kind), rows, columns)
+    cpio.file("ring1/terminal", script)
+    return cpio.finish()
+
+
 def initramfs(busybox: Path, extra: Iterable[bytes] = ()) -> bytes:
     """The whole initramfs: the base archive, from the cache beside ``busybox``, and ``extra``.
 

@@ -111,7 +111,8 @@ def test_a_command_that_ignores_its_input_ends_anyway(boot):
 def test_a_shell_on_the_console(files, tmp_path):
     kernel, busybox = files
     initrd = tmp_path / "initrd"
-    initrd.write_bytes(initramfs.initramfs(busybox))
+    terminal = initramfs.terminal_cpio(33, 77, "vt'100")
+    initrd.write_bytes(initramfs.initramfs(busybox, [terminal]))
     (tmp_path / "com2").touch()
     process = subprocess.Popen(
         qemu(kernel, initrd, "stdio", f"file:{tmp_path / 'com2'}", "null"),
@@ -123,10 +124,10 @@ def test_a_shell_on_the_console(files, tmp_path):
         while (tmp_path / "com2").read_bytes() != READY:
             assert time.monotonic() < limit, "no word from /init"
             time.sleep(0.05)
-        process.stdin.write(b"echo $((6*7)) $(tty)\npoweroff -f\n")
+        process.stdin.write(b"echo $((6*7)) $(tty) $(stty size) $TERM\npoweroff -f\n")
         process.stdin.flush()
         out = process.stdout.read()  # to its end: the machine went off
-        assert b"42 /dev/ttyS0" in out
+        assert b"42 /dev/ttyS0 33 77 vt'100" in out
         assert b"job control turned off" not in out
         assert process.wait(60) == 0
     finally:
