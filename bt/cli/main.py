@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = next((word for word in ours if word in COMMANDS), None)
         options = build_parser(name).parse_args(ours)
         options.command = guest_command
-        status = options.run(options)
+        status: int = options.run(options)
         if sys.stdout is not None:  # None: it was closed when the process started
             sys.stdout.flush()
         return status

@@ -26,6 +26,7 @@ import tty
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
+from typing import Any
 
 ESCAPE = 0x01  # Ctrl-A
 HELP = """\r
@@ -133,7 +134,7 @@ class Terminal:
         self._held = hold and has_input(stdin)
         self._raw = raw and has_input(stdin) and os.isatty(stdin)
         self._escapes = EscapeParser()
-        self._saved: list[object] | None = None
+        self._saved: list[Any] | None = None
         self._handlers: dict[int, object] = {}
         self._leaving = False
         self._output_gone = False
