@@ -98,6 +98,8 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.verbose:
         print(f"bt: {loaded.description}, engine {options.engine}", file=sys.stderr)
+    if ENGINES[options.engine].caveat:
+        print(f"bt: {ENGINES[options.engine].caveat}", file=sys.stderr)
     outcome = session.run(machine, options.timeout)
     if stats is not None:
         stats(machine.stats.to_json())

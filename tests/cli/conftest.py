@@ -7,8 +7,6 @@ from types import ModuleType
 import pytest
 from fake_machine import FakeMachine
 
-import bt.engines
-
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
@@ -38,5 +36,4 @@ def machine(monkeypatch):
     module = ModuleType("bt.machine.machine")
     module.Machine = Fresh
     monkeypatch.setitem(sys.modules, "bt.machine.machine", module)
-    monkeypatch.setattr(bt.engines, "ENGINES", {"trap": None, "bt": None}, raising=False)
     return Fresh

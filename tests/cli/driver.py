@@ -12,7 +12,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from fake_machine import FakeMachine, Outcome  # noqa: E402
 
-import bt.engines  # noqa: E402
 from bt.cli.main import main  # noqa: E402
 
 
@@ -71,5 +70,4 @@ FakeMachine.guest = staticmethod(globals()[sys.argv[1]])
 module = ModuleType("bt.machine.machine")
 module.Machine = FakeMachine
 sys.modules["bt.machine.machine"] = module
-bt.engines.ENGINES = {"bt": None}
 sys.exit(main(sys.argv[2:]))

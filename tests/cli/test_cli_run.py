@@ -59,6 +59,13 @@ def test_guest_died_before_it_ran(machine, flat, capfd, monkeypatch):
     assert capfd.readouterr().err == "cannot enter the guest\n"
 
 
+def test_an_engine_says_what_not_to_believe(machine, flat, capfd):
+    assert main(["run", flat, "--engine", "trap"]) == 0
+    assert capfd.readouterr().err.startswith("bt: engine trap shows the holes")
+    assert main(["run", flat, "--engine", "bt"]) == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_options_reach_the_machine(machine, flat):
     arguments = ["--mem", "96M", "--engine", "trap", "--deterministic", "--trace", "--timeout", "5"]
     assert main(["run", flat, "--flat", "0x8000", "--bits", "32", *arguments]) == 0
@@ -151,7 +158,7 @@ def test_stats(machine, flat, tmp_path, capfd):
         (["run", "linux", "--mem", "lots"], "not a size"),
         (["run", "linux", "--timeout", "0"], "seconds"),
         (["run", "linux", "--nonsense"], "--nonsense"),
-        (["run", "linux", "--engine", "warp"], "no engine 'warp': one of trap, bt"),
+        (["run", "linux", "--engine", "warp"], "no engine 'warp': one of bt, trap"),
         (["run", "linux", "--flat", "0"], "--flat and --bits"),
         (["run", "linux", "--package", "../x"], "not a package name"),
         (["run", "linux", "--package", "x1", "--kernel", "f"], "exclude"),
