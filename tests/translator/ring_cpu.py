@@ -76,7 +76,10 @@ class RingCpu:
             entry.paddr = address
         else:
             return False
-        entry.perms = unicorn.UC_PROT_ALL
+        # Unicorn is slow to write pages that are executable as well.
+        data = address == VCPU[self.bits] or STACK <= address < STACK + STACK_SIZE
+        entry.perms = unicorn.UC_PROT_READ | (
+            unicorn.UC_PROT_WRITE if data else unicorn.UC_PROT_EXEC)
         return True
 
     def _enter_ring(self) -> None:
