@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Exits: what Unicorn calls when the guest did something, and the way from there to a handler.
+#
+# Every callback runs without the interpreter lock. Python is entered only through the functions at
+# the end (devices, CPUID and MSR policy, interrupt acknowledge, stub making, tracing).
+
+cdef inline void leave(Vm *vm) noexcept nogil:
+    """Come out of emu_start after this instruction; vm.stop says whether `run` returns too."""
+    vm.stop_now = 1
+    uc_emu_stop(vm.uc)
+
+cdef void emulate(Vm *vm, int row, uint64_t rip, const uint8_t *code, int length,
+                  int bits) noexcept nogil:
+    """Do one sensitive instruction on the virtual CPU."""
+    cdef Insn insn
+    cdef bint stepping
+    vm.rip = rip
+    if vm.intr and interrupts_on(vm):
+        # A pending interrupt is older than this instruction.
+        vm.env.eip = rip
+        take_irq(vm)
+        if vm.env.eip != rip or vm.stop:
+            return
+    vm.next_rip = rip + length
+    if bits != 64:
+        vm.next_rip &= <uint64_t>0xffffffff
+    vm.row_exits[row] += 1
+    stepping = (vm.env.eflags & FL_TF) != 0
+    vm.env.eip = vm.next_rip
+    if not decode(vm, code, length, bits, &insn):
+        raise_ud(vm)
+        return
+    if vm.tracing:
+        python_trace(vm, row, 0)
+    vm.handlers[row](vm, &insn)
+    if vm.env.eip != vm.next_rip:
+        return
+    if stepping:
+        vm.dr[6] |= 0x4000
+        raise_exception(vm, EX_DB, 0)
+    elif vm.intr:
+        take_irq(vm)
+
+cdef void emulate_site(Vm *vm, Site *site, uint64_t rip, uint64_t gva) noexcept nogil:
+    cdef uint8_t copy[16]
+    cdef const uint8_t *code = vm.ram + site.gpa
+    cdef int row = site.row
+    cdef int length = site.length
+    cdef int bits = site.bits
+    if (site.gpa & 0xfff) + length > 4096:
+        if fetch_code(vm, gva, copy, length) < length:
+            return
+        code = copy
+    site.hits += 1
+    if site.hits == vm.hot and not site.fixed and not site.stub:
+        python_hot(vm, site, gva)
+    emulate(vm, row, rip, code, length, bits)
+
+cdef void stub_slow(Vm *vm, Stub *stub) noexcept nogil:
+    """The int3 of a stub: do the site's instruction here and go on behind it, inside the stub."""
+    cdef uint8_t code[16]
+    cdef uint64_t after = stub.site_gva + stub.length
+    cdef uint64_t resume = WINDOW + stub.start + stub.resume
+    if fetch_code(vm, stub.site_gva, code, stub.length) < stub.length:
+        return
+    emulate(vm, stub.row, stub.site_gva, code, stub.length, 64)
+    if vm.env.eip == after and not vm.stop:
+        vm.env.eip = resume
+        if vm.shadow == after:
+            vm.shadow = resume
+
+cdef bint assist(Vm *vm) noexcept nogil:
+    """A fault that is really one of ours: the CPU's descriptor tables are empty, RDTSC is off.
+
+    Under engine `trap` this is also how privileged instructions of the kernel arrive.
+    """
+    cdef uint8_t code[16]
+    cdef Finding found
+    cdef const uint8_t *rows = &vm.assist_rows[0]
+    cdef int avail
+    if vm.cpl == 0:
+        if vm.translate:
+            return False
+        rows = &vm.kernel_rows[0]
+    avail = fetch_code(vm, linear(vm, vm.env.eip), code, 15)
+    if scan_block(code_bits(vm), code, avail, 1, linear(vm, vm.env.eip), rows, &found, 1, NULL,
+                  NULL) != 1:
+        return False
+    emulate(vm, found.row, vm.env.eip, code, found.length, code_bits(vm))
+    return True
+
+cdef inline void audit(Vm *vm) noexcept nogil:
+    """The one thing that must never be: the guest at real CPL 0."""
+    if vm.env.hflags & HF_CPL == 0 or vm.env.segs[R_CS].selector & 3 == 0:
+        vm.audit_cpl0 += 1
+
+cdef void on_interrupt(uc_engine *uc, uint32_t vector, void *data) noexcept nogil:
+    """UC_HOOK_INTR: every exception and software interrupt."""
+    cdef Vm *vm = <Vm *>data
+    cdef Env *env = vm.env
+    cdef uint64_t gva
+    cdef Site *site
+    cdef Stub *stub
+    cdef uint8_t byte[2]
+    # QEMU would turn the next fault into a double fault; delivery is ours, so is that rule.
+    env_int(env, OFF_OLD_EXCEPTION)[0] = -1
+    audit(vm)
+    if not env_int(env, OFF_IS_INT)[0]:
+        exception(vm, vector, <uint32_t>env_int(env, OFF_ERROR_CODE)[0])
+        return
+    if vector == EX_BP:
+        gva = linear(vm, env.eip - 1)
+        site = site_of(vm, gva)
+        if site != NULL:
+            emulate_site(vm, site, env.eip - 1, gva)
+            return
+        stub = stub_of(vm, gva)
+        if stub != NULL and vm.cpl == 0:
+            stub_slow(vm, stub)
+            return
+        if vm.warming:
+            vm.stop = STOP_KICK
+            leave(vm)
+            return
+        if fetch_code(vm, gva - 1, byte, 2) == 2 and byte[1] != 0xcc and \
+                not (byte[0] == 0xcd and byte[1] == 3):
+            # Our own trap, of a page that was written while its block still ran: run the new bytes.
+            vm.exits[EXIT_STALE_TRAP] += 1
+            env.eip -= 1
+            return
+        soft_event(vm, vector, 2 if byte[1] == 3 else 1)
+        return
+    soft_event(vm, vector, 1 if vector == EX_OF and is_into(vm) else 2)
+
+cdef bint is_into(Vm *vm) noexcept nogil:
+    cdef uint8_t byte = 0
+    return fetch_code(vm, linear(vm, vm.env.eip - 1), &byte, 1) == 1 and byte == 0xce
+
+cdef void soft_event(Vm *vm, int vector, int length) noexcept nogil:
+    vm.exits[EXIT_SOFTINT] += 1
+    vm.rip = vm.env.eip - length
+    if vm.tracing:
+        python_trace(vm, -1, vector)
+    soft_interrupt(vm, vector, vm.rip)
+
+cdef void exception(Vm *vm, int vector, uint32_t error) noexcept nogil:
+    vm.exits[EXIT_EXCEPTION + (vector & 31)] += 1
+    leave_stub(vm)
+    if EX_TS <= vector <= EX_GP and assist(vm):
+        return
+    if vector == EX_GP and error & 2:
+        # QEMU reports a refused INT n with the size of a 64-bit gate; hardware says n*8+2.
+        error = (error >> 4) * 8 + 2
+    vm.rip = vm.env.eip
+    if vector == EX_DB:
+        vm.dr[6] |= 0x4000
+    if vm.tracing:
+        python_trace(vm, -2, vector)
+    raise_exception(vm, vector, error)
+
+cdef bint on_invalid(uc_engine *uc, void *data) noexcept nogil:
+    """UC_HOOK_INSN_INVALID: #UD. True: handled, go on at env.eip."""
+    cdef Vm *vm = <Vm *>data
+    env_int(vm.env, OFF_OLD_EXCEPTION)[0] = -1
+    exception(vm, EX_UD, 0)
+    return True
+
+cdef void on_syscall(uc_engine *uc, void *data) noexcept nogil:
+    """SYSCALL never executes in Unicorn; afterwards it adds the instruction's length to RIP."""
+    cdef Vm *vm = <Vm *>data
+    audit(vm)
+    if vm.tracing:
+        python_trace(vm, -3, 0)
+    do_syscall(vm)
+    vm.env.eip -= 2
+
+cdef void on_sysenter(uc_engine *uc, void *data) noexcept nogil:
+    cdef Vm *vm = <Vm *>data
+    do_sysenter(vm)
+    vm.env.eip -= 2
+
+cdef int on_cpuid(uc_engine *uc, void *data) noexcept nogil:
+    """CPUID does not fault at any privilege. Under `bt` it was rewritten before it got here."""
+    python_cpuid(<Vm *>data)
+    return 1
+
+cdef uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *data) noexcept nogil:
+    """IN never faults in Unicorn: under `trap` this is the only place that sees it.
+
+    A refused access cannot raise #GP from here; it reads as absent (quirks).
+    """
+    cdef Vm *vm = <Vm *>data
+    if not io_allowed(vm, port, size):
+        return <uint64_t>0xffffffff
+    return port_in(vm, port, size)
+
+cdef void on_out(uc_engine *uc, uint32_t port, int size, uint32_t value,
+                 void *data) noexcept nogil:
+    cdef Vm *vm = <Vm *>data
+    if io_allowed(vm, port, size):
+        port_out(vm, port, size, value)
+
+cdef void on_executed_block(uc_engine *uc, uint64_t address, uint32_t size,
+                            void *data) noexcept nogil:
+    """UC_HOOK_BLOCK: the deterministic clock, the audit, and the fallback for asynchronous stops."""
+    cdef Vm *vm = <Vm *>data
+    vm.blocks += 1
+    if vm.blocks >= vm.block_deadline:
+        vm.kick = 1
+    if vm.kick:
+        uc_emu_stop(uc)
+    if vm.audit:
+        vm.audit_blocks += 1
+        audit(vm)
+
+# Into Python ----------------------------------------------------------------------------------
+
+cdef void python_failed(Vm *vm, object error) noexcept:
+    """Keep a callback's exception for `run` to raise."""
+    owner = <Vcpu>vm.owner
+    if owner.failure is None:
+        owner.failure = error
+    vm.stop = STOP_PYTHON
+    leave(vm)
+
+cdef int python_acknowledge(Vm *vm) noexcept with gil:
+    try:
+        return (<Vcpu>vm.owner).acknowledge()
+    except BaseException as error:
+        python_failed(vm, error)
+        return -1
+
+cdef uint32_t python_in(Vm *vm, uint32_t port, int size) noexcept with gil:
+    try:
+        return <uint32_t>(<Vcpu>vm.owner).port_read(port, size)
+    except BaseException as error:
+        python_failed(vm, error)
+        return <uint64_t>0xffffffff
+
+cdef void python_out(Vm *vm, uint32_t port, int size, uint32_t value) noexcept with gil:
+    try:
+        (<Vcpu>vm.owner).port_write(port, size, value)
+    except BaseException as error:
+        python_failed(vm, error)
+    if vm.python_wants:
+        vm.kick = 1
+        leave(vm)
+
+cdef void python_cpuid(Vm *vm) noexcept with gil:
+    cdef uint64_t *regs = vm.env.regs
+    try:
+        eax, ebx, ecx, edx = (<Vcpu>vm.owner).cpuid(regs[RAX] & <uint64_t>0xffffffff, regs[RCX] & <uint64_t>0xffffffff)
+        regs[RAX] = eax
+        regs[RBX] = ebx
+        regs[RCX] = ecx
+        regs[RDX] = edx
+    except BaseException as error:
+        python_failed(vm, error)
+
+cdef bint python_rdmsr(Vm *vm, uint32_t index, uint64_t *value) noexcept with gil:
+    try:
+        result = (<Vcpu>vm.owner).read_msr(index)
+        if result is None:
+            return False
+        value[0] = result
+        return True
+    except BaseException as error:
+        python_failed(vm, error)
+        return True
+
+cdef bint python_wrmsr(Vm *vm, uint32_t index, uint64_t value) noexcept with gil:
+    try:
+        return (<Vcpu>vm.owner).write_msr(index, value)
+    except BaseException as error:
+        python_failed(vm, error)
+        return True
+
+cdef void python_hot(Vm *vm, Site *site, uint64_t gva) noexcept with gil:
+    cdef uint8_t code[32]
+    cdef int avail = fetch_code(vm, gva, code, 32)
+    try:
+        (<Vcpu>vm.owner).hot_site(gva, site.row, site.bits, (<char *>code)[:avail])
+    except BaseException as error:
+        python_failed(vm, error)
+    if not site.stub:
+        site.fixed = 1
+
+cdef void python_trace(Vm *vm, int row, int vector) noexcept with gil:
+    try:
+        (<Vcpu>vm.owner).trace(row, vector, vm.rip, vm.cpl)
+    except BaseException as error:
+        python_failed(vm, error)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Port I/O: rights, then one of three answers. Absent ports and registers whose value a device has
+# published are answered here; the rest goes to the device in Python (bt/machine/bus.py).
+
+cdef bint io_allowed(Vm *vm, uint32_t port, int size) noexcept nogil:
+    """IOPL, then the TSS permission bitmap (SDM vol. 1, 19.5). False: #GP(0)."""
+    cdef uint16_t base
+    cdef uint16_t bits
+    if vm.cpl <= iopl(vm) or not vm.cr0 & CR0_PE:
+        return True
+    if vm.tr.selector & 0xfffc == 0 or not (vm.tr.flags >> 8) & 8 or vm.tr.limit < 103:
+        return False
+    if read_virt(vm, vm.tr.base + 0x66, &base, 2, False) != 0:
+        return False
+    if base + (port >> 3) + 1 > vm.tr.limit:
+        return False
+    if read_virt(vm, vm.tr.base + base + (port >> 3), &bits, 2, False) != 0:
+        return False
+    return (bits >> (port & 7)) & ((1 << size) - 1) == 0
+
+cdef uint32_t port_in(Vm *vm, uint32_t port, int size) noexcept nogil:
+    cdef int kind = vm.port_read_kind[port & 0xffff]
+    if size == 1:
+        if kind == 0:
+            return 0xff
+        if kind == 2:
+            return vm.port_value[port & 0xffff]
+    elif kind == 0 and vm.port_read_kind[(port + 1) & 0xffff] == 0 and \
+            (size == 2 or (vm.port_read_kind[(port + 2) & 0xffff] == 0 and
+                           vm.port_read_kind[(port + 3) & 0xffff] == 0)):
+        return 0xffff if size == 2 else <uint64_t>0xffffffff
+    vm.exits[EXIT_IO_PYTHON] += 1
+    return python_in(vm, port & 0xffff, size)
+
+cdef void port_out(Vm *vm, uint32_t port, int size, uint32_t value) noexcept nogil:
+    cdef int i
+    for i in range(size):
+        if vm.port_write_kind[(port + i) & 0xffff]:
+            vm.exits[EXIT_IO_PYTHON] += 1
+            python_out(vm, port & 0xffff, size, value)
+            return
+
+cdef inline int io_size(Insn *insn) noexcept nogil:
+    if not insn.opcode & 1:
+        return 1
+    return 2 if insn.opsize == 2 else 4
+
+cdef inline uint32_t io_port(Vm *vm, Insn *insn) noexcept nogil:
+    if insn.opcode & 8:
+        return vm.env.regs[RDX] & 0xffff
+    return insn.code[insn.imm]
+
+cdef void do_in(Vm *vm, Insn *insn) noexcept nogil:
+    cdef int size = io_size(insn)
+    cdef uint32_t port = io_port(vm, insn)
+    if not io_allowed(vm, port, size):
+        raise_gp(vm, 0)
+        return
+    set_reg(vm, RAX, port_in(vm, port, size), size)
+
+cdef void do_out(Vm *vm, Insn *insn) noexcept nogil:
+    cdef int size = io_size(insn)
+    cdef uint32_t port = io_port(vm, insn)
+    if not io_allowed(vm, port, size):
+        raise_gp(vm, 0)
+        return
+    port_out(vm, port, size, <uint32_t>get_reg(vm, RAX, size))
+
+cdef void string_io(Vm *vm, Insn *insn, bint output) noexcept nogil:
+    """INS and OUTS, with REP: all of it, or up to the first fault (then restartable)."""
+    cdef int size = io_size(insn)
+    cdef uint32_t port = vm.env.regs[RDX] & 0xffff
+    cdef uint64_t mask = ~<uint64_t>0
+    cdef uint64_t *regs = vm.env.regs
+    cdef int index = RSI if output else RDI
+    cdef int seg = R_ES
+    cdef uint64_t count = 1, at
+    cdef uint64_t value
+    cdef int64_t step = size
+    if not io_allowed(vm, port, size):
+        raise_gp(vm, 0)
+        return
+    if insn.adsize != 8:
+        mask = <uint64_t>0xffffffff if insn.adsize == 4 else 0xffff
+    if real_flags(vm) & FL_DF:
+        step = -size
+    if output:
+        seg = insn.seg if insn.seg >= 0 else R_DS
+    if insn.rep:
+        count = regs[RCX] & mask
+    while count:
+        at = segmented(vm, seg, regs[index] & mask)
+        value = 0
+        if output:
+            if read_virt(vm, at, &value, size, vm.cpl == 3) != 0:
+                raise_pending(vm)
+                return
+            port_out(vm, port, size, <uint32_t>value)
+        else:
+            # Probe first: the device must not be read if the store then faults.
+            if touch(vm, at, ACCESS_WRITE, vm.cpl == 3) == NULL and vm.fault_vector:
+                raise_pending(vm)
+                return
+            value = port_in(vm, port, size)
+            if write_virt(vm, at, &value, size, vm.cpl == 3) != 0:
+                raise_pending(vm)
+                return
+        at = (regs[index] & mask) + <uint64_t>step
+        set_reg(vm, index, at & mask, insn.adsize)
+        count -= 1
+        if insn.rep:
+            set_reg(vm, RCX, count, insn.adsize)
+        if vm.stop or vm.kick:
+            # Come back for the rest: REP is interruptible between elements.
+            if count and insn.rep:
+                vm.env.eip = vm.rip
+            return
+
+cdef void do_ins(Vm *vm, Insn *insn) noexcept nogil:
+    string_io(vm, insn, False)
+
+cdef void do_outs(Vm *vm, Insn *insn) noexcept nogil:
+    string_io(vm, insn, True)

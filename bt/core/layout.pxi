@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Where Unicorn keeps the CPU, and the only code that depends on it.
+#
+# Unicorn's own interface cannot change the privilege level of a running CPU, cannot read the
+# address of a refused access, and costs more per register than a whole exit may. So the core works
+# on the CPU's state directly. Three private places are used:
+#
+#   1. `struct CPUX86State`: the general registers, flags, segments and the `hflags` that the
+#      translator keys its blocks on. This is the content of the documented context blob
+#      (uc_context_save copies exactly this structure), so the layout is public in all but name.
+#   2. `struct uc_struct.invalid_addr`: the exact address of a refused access (CR2).
+#   3. `struct uc_struct.no_exit_request`: leaves the stop check out of the middle of blocks.
+#      With the check, a stop between the store and the end of a read-modify-write instruction
+#      makes the instruction run twice; without it, stops land between blocks only.
+#
+# All three are tied to one release, which is pinned. Nothing is assumed: `layout_find` locates the
+# state by values it planted, and `layout_check` proves each field by its effect before any guest
+# runs. A different build fails loudly at start-up instead of corrupting a guest.
+
+cdef struct Seg:                # SegmentCache
+    uint32_t selector
+    uint32_t pad
+    uint64_t base
+    uint32_t limit
+    uint32_t flags              # the descriptor's second dword (QEMU's e2), DPL and type included
+
+cdef struct Env:                # the head of CPUX86State
+    uint64_t regs[16]           # RAX RCX RDX RBX RSP RBP RSI RDI R8..R15
+    uint64_t eip
+    uint64_t eflags             # without the arithmetic flags and DF, which live in cc_* and df
+    uint64_t cc_dst
+    uint64_t cc_src
+    uint64_t cc_src2
+    uint32_t cc_op
+    int32_t df                  # 1 or -1
+    uint32_t hflags
+    uint32_t hflags2
+    Seg segs[6]                 # ES CS SS DS FS GS
+    Seg ldt
+    Seg tr
+    Seg gdt
+    Seg idt
+    uint64_t cr[9]
+
+# Fields further inside, by byte offset from the start of Env (Unicorn 2.1.4, x86_64).
+cdef enum:
+    OFF_EFER = 592
+    OFF_ERROR_CODE = 5384       # int
+    OFF_IS_INT = 5388           # int
+    OFF_OLD_EXCEPTION = 5496    # int
+
+cdef enum:
+    R_ES = 0
+    R_CS = 1
+    R_SS = 2
+    R_DS = 3
+    R_FS = 4
+    R_GS = 5
+
+cdef enum:
+    RAX = 0
+    RCX = 1
+    RDX = 2
+    RBX = 3
+    RSP = 4
+    RBP = 5
+    RSI = 6
+    RDI = 7
+    R11 = 11
+
+# hflags (QEMU target/i386/cpu.h)
+cdef enum:
+    HF_CPL = 3
+    HF_CS32 = 1 << 4
+    HF_SS32 = 1 << 5
+    HF_ADDSEG = 1 << 6
+    HF_PE = 1 << 7
+    HF_MP = 1 << 9
+    HF_EM = 1 << 10
+    HF_TS = 1 << 11
+    HF_LMA = 1 << 14
+    HF_CS64 = 1 << 15
+    HF_OSFXSR = 1 << 22
+
+cdef enum:
+    CC_OP_EFLAGS = 1            # the arithmetic flags are in cc_src, as in EFLAGS
+
+cdef extern from "sys/uio.h" nogil:
+    cdef struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t process_vm_readv(int pid, const iovec *lvec, unsigned long liovcnt,
+                             const iovec *rvec, unsigned long riovcnt, unsigned long flags)
+
+cdef extern from "unistd.h" nogil:
+    int getpid()
+
+cdef bint peek(uint64_t address, void *out, size_t length) noexcept nogil:
+    """Copy from an address of our own process that may not be mapped; False if it is not."""
+    cdef iovec local
+    cdef iovec remote
+    local.iov_base = out
+    local.iov_len = length
+    remote.iov_base = <void *>address
+    remote.iov_len = length
+    return process_vm_readv(getpid(), &local, 1, &remote, 1, 0) == <ssize_t>length
+
+cdef enum:
+    UC_STRUCT_SCAN = 2600       # bytes of struct uc_struct looked through
+    CPU_SPAN = 1 << 17          # bytes after CPUState in which its CPUX86State must lie
+
+cdef int layout_find(uc_engine *uc, Env **env_out, char **cpu_out) except -1:
+    """Find CPUState and CPUX86State by sixteen register values planted through the public API.
+
+    Every pointer-like word at the start of the engine is tried; CPUState is the one that has a
+    block with the planted registers within CPU_SPAN and, inside itself, a pointer to that block.
+    """
+    cdef uint64_t planted[16]
+    cdef uint64_t word
+    cdef uint64_t found
+    cdef int i
+    cdef size_t off, at
+    cdef size_t chunk = CPU_SPAN
+    cdef uint8_t *head = <uint8_t *>malloc(UC_STRUCT_SCAN)
+    cdef uint8_t *body = <uint8_t *>malloc(chunk)
+    # UC_X86_REG_* ids in the order of QEMU's regs[]
+    names = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8", "R9", "R10", "R11",
+             "R12", "R13", "R14", "R15")
+    from unicorn import x86_const
+    try:
+        for i in range(16):
+            planted[i] = 0x5252494e47310000 + <uint64_t>i * 0x0101
+            uc_reg_write(uc, getattr(x86_const, "UC_X86_REG_" + names[i]), &planted[i])
+        if not peek(<uint64_t>uc, head, UC_STRUCT_SCAN):
+            raise RuntimeError("unicorn's engine structure cannot be read")
+        for off in range(0, UC_STRUCT_SCAN - 8, 8):
+            word = (<uint64_t *>(head + off))[0]
+            if word & 7 or word < 0x10000 or not peek(word, body, chunk):
+                continue
+            for at in range(0, chunk - 128, 8):
+                if (<uint64_t *>(body + at))[0] != planted[0]:
+                    continue
+                if memcmp(body + at, planted, sizeof(planted)) != 0:
+                    continue
+                found = word + at
+                if points_to(body, at, found):
+                    env_out[0] = <Env *>found
+                    cpu_out[0] = <char *>word
+                    for i in range(16):
+                        env_out[0].regs[i] = 0
+                    return 0
+        raise RuntimeError("unicorn's CPU state was not found: this needs unicorn 2.1.4 x86-64")
+    finally:
+        free(head)
+        free(body)
+
+cdef bint points_to(uint8_t *body, size_t length, uint64_t target) noexcept nogil:
+    """Whether some aligned word of body[0:length] is ``target`` (CPUState.env_ptr)."""
+    cdef size_t at
+    for at in range(0, length, 8):
+        if (<uint64_t *>(body + at))[0] == target:
+            return True
+    return False
+
+cdef inline int32_t *env_int(Env *env, size_t offset) noexcept nogil:
+    return <int32_t *>(<char *>env + offset)
+
+cdef size_t no_exit_offset(uc_engine *uc) except? 0:
+    """Byte offset of uc_struct.no_exit_request.
+
+    It follows `int cpu_context_size` (which equals uc_context_size - 40), a u64 and two bools.
+    """
+    cdef uint8_t head[UC_STRUCT_SCAN]
+    cdef int32_t size = <int32_t>(uc_context_size(uc) - 40)
+    cdef size_t off, flag
+    if not peek(<uint64_t>uc, head, UC_STRUCT_SCAN):
+        raise RuntimeError("unicorn's engine structure cannot be read")
+    for off in range(0, UC_STRUCT_SCAN - 32, 4):
+        if (<int32_t *>(head + off))[0] == size:
+            flag = ((off + 4 + 7) & ~<size_t>7) + 8 + 2
+            if head[flag] == 0 and head[flag + 1] == 1:     # no_exit_request, init_done
+                return flag
+    raise RuntimeError("unicorn's no_exit_request flag was not found: this needs unicorn 2.1.4")

@@ -1,0 +1,388 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# The memory unit: Unicorn's TLB misses are answered here by walking the guest's own page tables.
+#
+# There are no shadow page tables. Unicorn runs with paging off and a "virtual TLB": every miss calls
+# `on_fill`, which walks the tables CR3 points at (none, 2-level, PAE, 4-level), checks rights as the
+# guest's virtual CPL has them, sets accessed and dirty bits, and says which Unicorn-physical page
+# to use. That last choice is where translation hides: a fetch may be given the VMM's rewritten
+# copy of a page while a read of the same address is given the guest's own bytes (split views).
+#
+# Write-xor-execute: a page is granted for writing or for execution, never both in one entry. It
+# keeps Unicorn on its fast path for stores, and it is what brings self-modifying code back to us.
+
+cdef struct Walk:
+    uint64_t gpa
+    int writable                # a write would be allowed and is already marked dirty
+    int executable
+
+cdef enum:
+    PTE_P = 1
+    PTE_W = 2
+    PTE_U = 4
+    PTE_A = 0x20
+    PTE_D = 0x40
+    PTE_PS = 0x80
+
+cdef uint64_t PTE_NX = <uint64_t>1 << 63
+cdef uint64_t PTE_ADDRESS = 0x000ffffffffff000
+cdef uint64_t PTE_RESERVED = 0x000fff0000000000      # above MAXPHYADDR = 40, below bit 52
+
+cdef enum:                      # page-fault error code (SDM vol. 3, 4.7)
+    PF_P = 1
+    PF_W = 2
+    PF_U = 4
+    PF_RSVD = 8
+    PF_I = 16
+
+cdef enum:
+    ACCESS_READ = 0
+    ACCESS_WRITE = 1
+    ACCESS_FETCH = 2
+
+cdef inline int page_fault(Vm *vm, uint64_t gva, int error) noexcept nogil:
+    vm.fault_vector = EX_PF
+    vm.fault_error = error
+    vm.fault_gva = gva
+    return -1
+
+cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept nogil:
+    """Translate ``gva``. 0, or -1 with vm.fault_* set (SDM vol. 3, chapter 4).
+
+    Sets A in every entry used and D in the last one on a write, as the CPU does.
+    """
+    cdef uint64_t table, entry, rights = PTE_W | PTE_U
+    cdef uint64_t *slot
+    cdef uint32_t entry32
+    cdef uint32_t *slot32
+    cdef uint64_t nx = 0
+    cdef int error, level, shift
+    if not vm.cr0 & CR0_PG:
+        out.gpa = gva
+        out.writable = 1
+        out.executable = 1
+        return 0
+    error = (PF_W if access == ACCESS_WRITE else 0) | (PF_U if user else 0)
+    if access == ACCESS_FETCH and vm.efer & EFER_NXE and vm.cr4 & CR4_PAE:
+        error |= PF_I
+    if vm.cr4 & CR4_PAE:
+        if vm.efer & EFER_LMA:
+            level = 4
+            table = vm.cr3 & PTE_ADDRESS
+        else:
+            # The four PDPTEs have no rights and no A/D; the CPU loads them with CR3. We read them
+            # at the walk, which only a guest that edits live PDPTEs could tell apart.
+            level = 2
+            table = (vm.cr3 & <uint64_t>0xffffffe0) + ((gva >> 30) & 3) * 8
+            if table + 8 > vm.ram_size:
+                return page_fault(vm, gva, error)
+            entry = (<uint64_t *>(vm.ram + table))[0]
+            if not entry & PTE_P:
+                return page_fault(vm, gva, error)
+            table = entry & PTE_ADDRESS
+        while True:
+            shift = 3 + 9 * level
+            table += ((gva >> shift) & 511) * 8
+            if table + 8 > vm.ram_size:
+                return page_fault(vm, gva, error | PF_P | PF_RSVD)
+            slot = <uint64_t *>(vm.ram + table)
+            entry = slot[0]
+            if not entry & PTE_P:
+                return page_fault(vm, gva, error)
+            if entry & PTE_RESERVED or (entry & PTE_NX and not vm.efer & EFER_NXE):
+                return page_fault(vm, gva, error | PF_P | PF_RSVD)
+            rights &= entry
+            nx |= entry & PTE_NX
+            if level == 1:
+                break
+            if entry & PTE_PS:
+                if level == 4 or (level == 3 and not vm.efer & EFER_LMA) or \
+                        entry & (((<uint64_t>1 << shift) - 1) & ~<uint64_t>0x1fff):
+                    return page_fault(vm, gva, error | PF_P | PF_RSVD)
+                break
+            if not entry & PTE_A:
+                slot[0] = entry | PTE_A
+            table = entry & PTE_ADDRESS
+            level -= 1
+        if (user and not rights & PTE_U) or (nx and access == ACCESS_FETCH) or \
+                (access == ACCESS_FETCH and not user and rights & PTE_U and vm.cr4 & CR4_SMEP):
+            return page_fault(vm, gva, error | PF_P)
+        if access == ACCESS_WRITE and not rights & PTE_W and (user or vm.cr0 & CR0_WP):
+            return page_fault(vm, gva, error | PF_P)
+        if access == ACCESS_WRITE:
+            if not entry & PTE_D or not entry & PTE_A:
+                entry |= PTE_D | PTE_A
+                slot[0] = entry
+        elif not entry & PTE_A:
+            entry |= PTE_A
+            slot[0] = entry
+        out.gpa = (entry & PTE_ADDRESS & ~((<uint64_t>1 << shift) - 1)) | \
+            (gva & ((<uint64_t>1 << shift) - 1))
+        out.executable = nx == 0
+    else:
+        table = (vm.cr3 & <uint64_t>0xfffff000) + ((gva >> 22) & 1023) * 4
+        if table + 4 > vm.ram_size:
+            return page_fault(vm, gva, error | PF_P | PF_RSVD)
+        slot32 = <uint32_t *>(vm.ram + table)
+        entry32 = slot32[0]
+        if not entry32 & PTE_P:
+            return page_fault(vm, gva, error)
+        rights &= entry32
+        shift = 22
+        if not (entry32 & PTE_PS and vm.cr4 & CR4_PSE):
+            if not entry32 & PTE_A:
+                slot32[0] = entry32 | PTE_A
+            shift = 12
+            table = (entry32 & <uint64_t>0xfffff000) + ((gva >> 12) & 1023) * 4
+            if table + 4 > vm.ram_size:
+                return page_fault(vm, gva, error | PF_P | PF_RSVD)
+            slot32 = <uint32_t *>(vm.ram + table)
+            entry32 = slot32[0]
+            if not entry32 & PTE_P:
+                return page_fault(vm, gva, error)
+            rights &= entry32
+        elif entry32 & 0x200000:
+            return page_fault(vm, gva, error | PF_P | PF_RSVD)
+        if (user and not rights & PTE_U) or \
+                (access == ACCESS_WRITE and not rights & PTE_W and (user or vm.cr0 & CR0_WP)):
+            return page_fault(vm, gva, error | PF_P)
+        if access == ACCESS_WRITE:
+            entry32 |= PTE_D
+        if (entry32 | PTE_A) != slot32[0]:
+            slot32[0] = entry32 | PTE_A
+        out.gpa = entry32 & <uint64_t>0xfffff000
+        if shift == 22:         # PSE-36: bits 13-20 of the entry are address bits 32-39
+            out.gpa = (entry32 & <uint64_t>0xffc00000) | (<uint64_t>(entry32 & 0x1fe000) << 19)
+        out.gpa |= gva & ((<uint64_t>1 << shift) - 1)
+        out.executable = 1
+        entry = entry32
+    out.writable = (rights & PTE_W or (not user and not vm.cr0 & CR0_WP)) and entry & PTE_D
+    return 0
+
+cdef inline bint canonical(uint64_t gva) noexcept nogil:
+    cdef int64_t top = <int64_t>gva >> 47
+    return top == 0 or top == -1
+
+cdef void flush_tlb(Vm *vm) noexcept nogil:
+    """Forget every cached translation, Unicorn's and ours."""
+    uc_ctl_flush_tlb(vm.uc)
+    vm.gen += 1
+    vm.flush_gen += 1
+    vm.exits[EXIT_TLB_FLUSH] += 1
+
+cdef void flush_page(Vm *vm, uint64_t gva) noexcept nogil:
+    """INVLPG: one page only. The write grants of other pages stay valid."""
+    tlb_flush_page(vm.cpu, gva)
+    vm.gen += 1
+
+cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
+                  void *data) noexcept nogil:
+    """Answer one TLB miss (UC_HOOK_TLB_FILL). Page-aligned ``gva``.
+
+    False stops emu_start with exact state; `run` then raises the guest's fault.
+    """
+    cdef Vm *vm = <Vm *>data
+    cdef Walk found
+    cdef int access
+    cdef bint user = vm.cpl == 3
+    cdef uint64_t gpn
+    cdef CodePage *page
+    if vm.probing:
+        entry.paddr = vm.probe_pa
+        entry.perms = UC_PROT_EXEC | UC_PROT_READ
+        return True
+    vm.exits[EXIT_TLB_FILL] += 1
+    if kind == UC_MEM_FETCH:
+        access = ACCESS_FETCH
+    elif kind == UC_MEM_WRITE:
+        access = ACCESS_WRITE
+    else:
+        access = ACCESS_READ
+    if vm.efer & EFER_LMA:
+        if not canonical(gva):
+            vm.fault_vector = EX_GP
+            vm.fault_error = 0
+            vm.fill_refused = 1
+            return False
+    else:
+        gva &= <uint64_t>0xffffffff
+    if gva - WINDOW < WINDOW_SIZE and vm.window_on and not user:
+        if walk(vm, gva, ACCESS_READ, False, &found) != 0:
+            entry.paddr = PA_WINDOW + (gva - WINDOW)
+            entry.perms = UC_PROT_READ | UC_PROT_WRITE
+            if gva - WINDOW >= WINDOW_STUBS:
+                entry.perms = UC_PROT_EXEC
+                return access == ACCESS_FETCH or refuse(vm, gva, access)
+            return access != ACCESS_FETCH or refuse(vm, gva, access)
+        # The guest has memory of its own there: its mapping wins, and stubs are over.
+        vm.window_on = 0
+    if walk(vm, gva, access, user, &found) != 0:
+        vm.fill_refused = 1
+        return False
+    if found.gpa >= vm.ram_size:
+        if access == ACCESS_FETCH:
+            vm.fault_gva = found.gpa
+            vm.stop = STOP_VOID
+            vm.fill_refused = 1
+            return False
+        entry.paddr = PA_ABSENT + found.gpa % ABSENT_SIZE
+        entry.perms = UC_PROT_READ
+        if access == ACCESS_WRITE or found.writable:
+            entry.perms |= UC_PROT_WRITE
+        return True
+    gpn = found.gpa >> 12
+    page = vm.code[gpn]
+    if access == ACCESS_FETCH:
+        if page == NULL:
+            page = page_to_code(vm, gpn)
+            if page == NULL:
+                vm.stop = STOP_UNSUPPORTED
+                vm.message = b"the host has no memory left for code pages"
+                vm.fill_refused = 1
+                return False
+        if page.copy >= 0:
+            entry.paddr = PA_COPY + (<uint64_t>page.copy << 12)
+            entry.perms = UC_PROT_EXEC
+        else:
+            entry.paddr = gpn << 12
+            entry.perms = UC_PROT_EXEC | UC_PROT_READ
+        return True
+    entry.paddr = gpn << 12
+    entry.perms = UC_PROT_READ
+    if access == ACCESS_WRITE:
+        if page != NULL:
+            page_to_data(vm, page)
+        vm.write_gen[gpn] = vm.flush_gen
+        entry.perms |= UC_PROT_WRITE
+    elif page == NULL:
+        if found.writable:
+            vm.write_gen[gpn] = vm.flush_gen
+            entry.perms |= UC_PROT_WRITE
+    elif page.copy < 0 and found.executable:
+        entry.perms |= UC_PROT_EXEC
+    return True
+
+cdef inline bint refuse(Vm *vm, uint64_t gva, int access) noexcept nogil:
+    """Refuse an access of the wrong kind inside the window: to the guest nothing is mapped there."""
+    page_fault(vm, gva, (PF_W if access == ACCESS_WRITE else 0))
+    vm.fill_refused = 1
+    return False
+
+# The VMM's own accesses to guest-virtual memory: stacks, descriptor tables, operands ------------
+
+cdef uint8_t *touch(Vm *vm, uint64_t gva, int access, bint user) noexcept nogil:
+    """Host address of one byte of guest memory with rights checked, or NULL with the fault set.
+
+    Memory that is not RAM answers NULL with fault_vector = 0: the caller treats it as absent.
+    """
+    cdef Cached *slot
+    cdef Walk found
+    cdef uint64_t tag = (gva & ~<uint64_t>0xfff) | 1
+    cdef CodePage *page
+    if access == ACCESS_WRITE:
+        slot = &vm.writes[(gva >> 12) & (VMM_TLB - 1)]
+    else:
+        slot = &vm.reads[(gva >> 12) & (VMM_TLB - 1)]
+    if slot.page == tag and slot.gen == vm.gen and not user:
+        return slot.host + (gva & 0xfff)
+    vm.fault_vector = 0
+    if vm.efer & EFER_LMA and not canonical(gva):
+        vm.fault_vector = EX_GP
+        vm.fault_error = 0
+        return NULL
+    if walk(vm, gva, access, user, &found) != 0:
+        return NULL
+    if found.gpa >= vm.ram_size:
+        return NULL
+    if access == ACCESS_WRITE:
+        page = vm.code[found.gpa >> 12]
+        if page != NULL:
+            page_to_data(vm, page)
+        vm.write_gen[found.gpa >> 12] = vm.flush_gen
+    if not user:
+        slot.page = tag
+        slot.gen = vm.gen
+        slot.host = vm.ram + (found.gpa & ~<uint64_t>0xfff)
+    return vm.ram + found.gpa
+
+cdef int read_virt(Vm *vm, uint64_t gva, void *out, int length, bint user) noexcept nogil:
+    """Read guest-virtual memory as the CPU would. 0, or -1 with vm.fault_* set."""
+    cdef uint8_t *host
+    cdef int part, done = 0
+    while done < length:
+        part = 4096 - <int>(gva & 0xfff)
+        if part > length - done:
+            part = length - done
+        host = touch(vm, gva, ACCESS_READ, user)
+        if host != NULL:
+            memcpy(<uint8_t *>out + done, host, part)
+        elif vm.fault_vector:
+            return -1
+        else:
+            memset(<uint8_t *>out + done, 0xff, part)
+        done += part
+        gva += part
+    return 0
+
+cdef int write_virt(Vm *vm, uint64_t gva, const void *data, int length, bint user) noexcept nogil:
+    """Write guest-virtual memory; nothing is written if any part faults. 0, or -1."""
+    cdef uint8_t *host
+    cdef uint8_t *host2
+    cdef int part = 4096 - <int>(gva & 0xfff)
+    if part >= length:
+        host = touch(vm, gva, ACCESS_WRITE, user)
+        if host != NULL:
+            memcpy(host, data, length)
+        elif vm.fault_vector:
+            return -1
+        return 0
+    host = touch(vm, gva, ACCESS_WRITE, user)
+    if host == NULL and vm.fault_vector:
+        return -1
+    host2 = touch(vm, gva + part, ACCESS_WRITE, user)
+    if host2 == NULL and vm.fault_vector:
+        return -1
+    if host != NULL:
+        memcpy(host, data, part)
+    if host2 != NULL:
+        memcpy(host2, <const uint8_t *>data + part, length - part)
+    return 0
+
+cdef int fetch_page(Vm *vm, uint64_t gva, uint64_t *gpn) noexcept nogil:
+    """GPN behind an executable GVA, without touching its state. 0, or -1."""
+    cdef Cached *slot = &vm.fetches[(gva >> 12) & (VMM_TLB - 1)]
+    cdef uint64_t tag = (gva & ~<uint64_t>0xfff) | 1
+    cdef Walk found
+    if slot.page == tag and slot.gen == vm.gen:
+        gpn[0] = slot.gpn
+        return 0
+    if walk(vm, gva, ACCESS_FETCH, False, &found) != 0 or found.gpa >= vm.ram_size:
+        return -1
+    slot.page = tag
+    slot.gen = vm.gen
+    slot.gpn = found.gpa >> 12
+    gpn[0] = slot.gpn
+    return 0
+
+cdef int fetch_code(Vm *vm, uint64_t gva, uint8_t *out, int length) noexcept nogil:
+    """Copy up to ``length`` original code bytes; returns how many are there."""
+    cdef uint64_t gpn
+    cdef int part, done = 0
+    while done < length:
+        if fetch_page(vm, gva, &gpn) != 0:
+            return done
+        part = 4096 - <int>(gva & 0xfff)
+        if part > length - done:
+            part = length - done
+        memcpy(out + done, vm.ram + (gpn << 12) + (gva & 0xfff), part)
+        done += part
+        gva += part
+    return done
+
+cdef uint64_t on_absent_read(uc_engine *uc, uint64_t offset, unsigned size,
+                             void *data) noexcept nogil:
+    (<Vm *>data).exits[EXIT_ABSENT] += 1
+    return ~<uint64_t>0
+
+cdef void on_absent_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_t value,
+                          void *data) noexcept nogil:
+    (<Vm *>data).exits[EXIT_ABSENT] += 1

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Guest pages, the code found on them, and the rewritten copies.
+#
+# A guest-physical page is *data* (vm.code[gpn] is NULL: may be written, not executed) or *code*
+# (has a CodePage: may be executed; a write comes back to us). The two changes of state are here:
+#
+#   page_to_code   the first fetch from a page. If the page may still be writable through some
+#                  cached translation, all are forgotten, so that the next store is seen.
+#   page_to_data   the first store to a page of code. Its blocks, sites and copy are dropped; what
+#                  runs there next is fetched, scanned and translated again.
+#
+# A code page is executed in place until something on it must change; then it gets a copy, and the
+# copy is what Unicorn fetches from (split views). The guest reads and writes only its own page.
+
+cdef inline uint64_t fetch_pa(CodePage *page) noexcept nogil:
+    """Unicorn-physical address a code page is fetched from."""
+    if page.copy >= 0:
+        return PA_COPY + (<uint64_t>page.copy << 12)
+    return <uint64_t>page.gpn << 12
+
+cdef void drop_blocks(Vm *vm, uint64_t pa, uint32_t length) noexcept nogil:
+    """Forget Unicorn's translations of [pa, pa+length) inside one page.
+
+    The public call takes a virtual address; a non-canonical one that only we answer names the page.
+    """
+    cdef uint32_t offset = pa & 0xfff
+    if length == 0:
+        length = 1
+    if offset + length > 4096:
+        length = 4096 - offset
+    vm.probing = 1
+    vm.probe_pa = pa & ~<uint64_t>0xfff
+    uc_ctl_remove_cache(vm.uc, GVA_PROBE + pa, GVA_PROBE + pa + length)
+    vm.probing = 0
+
+cdef CodePage *page_to_code(Vm *vm, uint64_t gpn) noexcept nogil:
+    """Make a data page a code page. NULL only when the host is out of memory."""
+    cdef CodePage *page = vm.free_pages
+    if page != NULL:
+        vm.free_pages = page.next_free
+        memset(page, 0, sizeof(CodePage))
+    else:
+        page = <CodePage *>calloc(1, sizeof(CodePage))
+        if page == NULL:
+            return NULL
+    page.gpn = <uint32_t>gpn
+    page.copy = -1
+    vm.code[gpn] = page
+    vm.exits[EXIT_CODE_PAGE] += 1
+    if vm.write_gen[gpn] == vm.flush_gen:
+        flush_tlb(vm)
+    return page
+
+cdef void page_to_data(Vm *vm, CodePage *page) noexcept nogil:
+    """Make a code page a data page: its translations, sites and copy are gone."""
+    cdef Site *site = page.sites
+    cdef Site *after
+    vm.exits[EXIT_SMC] += 1
+    drop_blocks(vm, <uint64_t>page.gpn << 12, 4096)
+    if page.copy >= 0:
+        drop_blocks(vm, PA_COPY + (<uint64_t>page.copy << 12), 4096)
+        vm.copy_used[page.copy] = 0
+    while site != NULL:
+        after = site.page_next
+        site_unlink(vm, site)
+        site = after
+    vm.code[page.gpn] = NULL
+    page.next_free = vm.free_pages
+    vm.free_pages = page
+    flush_tlb(vm)
+
+cdef bint page_copy(Vm *vm, CodePage *page) noexcept nogil:
+    """Give a code page its copy, if it has none. False when the pool is used up."""
+    cdef uint32_t i, at
+    if page.copy >= 0:
+        return True
+    for i in range(COPY_PAGES):
+        at = (vm.next_copy + i) % COPY_PAGES
+        if not vm.copy_used[at]:
+            vm.copy_used[at] = 1
+            vm.next_copy = at + 1
+            page.copy = at
+            memcpy(vm.copies + (<uint64_t>at << 12), vm.ram + (<uint64_t>page.gpn << 12), 4096)
+            # Blocks of an earlier owner of this copy are long dropped; entries that still lead to
+            # the guest's own page are not.
+            flush_tlb(vm)
+            return True
+    return False
+
+# Sites ----------------------------------------------------------------------------------------
+
+cdef inline uint32_t bucket(uint64_t gpa) noexcept nogil:
+    return <uint32_t>((gpa ^ (gpa >> 15)) & (SITE_BUCKETS - 1))
+
+cdef Site *site_at(Vm *vm, uint64_t gpa) noexcept nogil:
+    cdef Site *site = vm.buckets[bucket(gpa)]
+    while site != NULL and site.gpa != gpa:
+        site = site.hash_next
+    return site
+
+cdef Site *site_of(Vm *vm, uint64_t gva) noexcept nogil:
+    """The site an executed trap belongs to, or NULL. ``gva`` is linear."""
+    cdef SiteCached *slot = &vm.site_cache[(gva ^ (gva >> 11)) & (SITE_CACHE - 1)]
+    cdef uint64_t gpn
+    if slot.gva == gva and slot.gen == vm.gen + vm.site_gen:
+        return slot.site
+    if fetch_page(vm, gva, &gpn) != 0:
+        return NULL
+    cdef Site *site = site_at(vm, (gpn << 12) | (gva & 0xfff))
+    if site != NULL:
+        slot.gva = gva
+        slot.gen = vm.gen + vm.site_gen
+        slot.site = site
+    return site
+
+cdef Site *site_make(Vm *vm, CodePage *page, uint32_t offset, uint64_t gva, int row, int length,
+                     int bits) noexcept nogil:
+    cdef Site *site = <Site *>calloc(1, sizeof(Site))
+    if site == NULL:
+        return NULL
+    site.gpa = (<uint64_t>page.gpn << 12) | offset
+    site.gva = gva
+    site.row = row
+    site.length = length
+    site.bits = bits
+    site.page_next = page.sites
+    page.sites = site
+    cdef uint32_t b = bucket(site.gpa)
+    site.hash_next = vm.buckets[b]
+    vm.buckets[b] = site
+    vm.sites_made += 1
+    return site
+
+cdef void site_unlink(Vm *vm, Site *site) noexcept nogil:
+    """Take a site out of the table and free it; the caller has dropped its page list."""
+    cdef Site **link = &vm.buckets[bucket(site.gpa)]
+    while link[0] != site:
+        link = &link[0].hash_next
+    link[0] = site.hash_next
+    # A stub's code stays: a block that was already running may still be on its way to it.
+    vm.site_gen += 1
+    free(site)

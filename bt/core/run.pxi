@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# The inner loop: enter the guest, and on the way out do what can be done without Python.
+
+cdef enum:
+    STUCK_AFTER = 1000000       # identical faults in a row
+
+cdef void guest_fault(Vm *vm) noexcept nogil:
+    """emu_start stopped because `on_fill` refused: raise the guest's page fault (or #GP)."""
+    vm.rip = vm.env.eip
+    if not leave_stub(vm):
+        # A fault where a stub has none: the guest took away memory its own stack is on.
+        vm.stop = STOP_UNSUPPORTED
+        vm.message = b"a fault inside an emulation stub"
+        return
+    if vm.fault_vector == EX_PF:
+        vm.fault_gva = (<uint64_t *>(<char *>vm.uc + vm.invalid_addr))[0]
+        if not vm.efer & EFER_LMA:
+            vm.fault_gva &= <uint64_t>0xffffffff
+        if vm.fault_gva == vm.last_fault_gva and vm.env.eip == vm.last_fault_rip and \
+                vm.env.regs[RSP] == vm.last_fault_rsp:
+            vm.same_faults += 1
+            if vm.same_faults > STUCK_AFTER:
+                vm.stop = STOP_STUCK
+                return
+        else:
+            vm.same_faults = 0
+            vm.last_fault_gva = vm.fault_gva
+            vm.last_fault_rip = vm.env.eip
+            vm.last_fault_rsp = vm.env.regs[RSP]
+    if vm.tracing:
+        python_trace(vm, -2, vm.fault_vector)
+    raise_exception(vm, vm.fault_vector, vm.fault_error)
+
+cdef void run_guest(Vm *vm) noexcept nogil:
+    """Run until vm.stop says why not."""
+    cdef uc_err err
+    while not vm.stop:
+        if vm.kick:
+            if leave_stub(vm):
+                vm.kick = 0
+                vm.exits[EXIT_KICK] += 1
+                vm.stop = STOP_KICK
+                # An interrupt that waited for this stop is taken on the way back in.
+                return
+        if vm.intr and interrupts_on(vm) and leave_stub(vm):
+            take_irq(vm)
+            if vm.stop:
+                return
+        vm.stop_now = 0
+        err = uc_emu_start(vm.uc, vm.env.eip, 0, 0, 0)
+        if vm.fill_refused:
+            vm.fill_refused = 0
+            if not vm.stop:
+                guest_fault(vm)
+        elif err != UC_ERR_OK:
+            vm.uc_error = err
+            vm.stop = STOP_CPU

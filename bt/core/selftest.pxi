@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Proof, at every start, that the private places of layout.pxi are where we think.
+
+cdef int test_vector
+cdef int test_is_int
+cdef int test_error
+
+cdef void on_test_interrupt(uc_engine *uc, uint32_t vector, void *data) noexcept nogil:
+    global test_vector, test_is_int, test_error
+    cdef Vm *vm = <Vm *>data
+    test_vector = vector
+    test_is_int = env_int(vm.env, OFF_IS_INT)[0]
+    test_error = env_int(vm.env, OFF_ERROR_CODE)[0]
+    env_int(vm.env, OFF_OLD_EXCEPTION)[0] = -1
+    uc_emu_stop(uc)
+
+cdef bint on_test_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
+                       void *data) noexcept nogil:
+    """Identity for the window's first pages, nothing else."""
+    if gva >= WINDOW_SIZE:
+        return False
+    entry.paddr = PA_WINDOW + gva
+    entry.perms = UC_PROT_READ | (UC_PROT_EXEC if gva < 0x1000 else UC_PROT_WRITE)
+    return True
+
+cdef uint64_t TEST_FAULT = 0x123456789abc
+
+cdef void test_mode(Vm *vm, int cpl) noexcept nogil:
+    """Long-mode flat segments at a real CPL, by the same writes the core uses."""
+    cdef Seg *cs = &vm.env.segs[R_CS]
+    cdef Seg *ss = &vm.env.segs[R_SS]
+    cs.selector = ss.selector = 0x10 | cpl
+    cs.base = ss.base = 0
+    cs.limit = ss.limit = <uint64_t>0xffffffff
+    cs.flags = FLAT_CODE | D_L | (cpl << 13)
+    ss.flags = FLAT_DATA | (cpl << 13)
+    vm.env.hflags = (vm.env.hflags & ~<uint32_t>HF_CPL) | cpl | HF_LMA | HF_CS64 | HF_CS32 | \
+        HF_SS32 | HF_PE
+    vm.env.cr[0] = CR0_PE | CR0_ET
+    vm.env.cr[4] = CR4_PAE | CR4_TSD | CR4_FSGSBASE
+    vm.env.eflags = 2
+    vm.env.cc_op = CC_OP_EFLAGS
+    vm.env.cc_src = 0
+    vm.env.df = 1
+
+cdef int test_run(Vm *vm, bytes code, int cpl) except -2:
+    global test_vector, test_is_int, test_error
+    memset(vm.window, 0x90, 64)
+    memcpy(vm.window, <const char *>code, len(code))
+    uc_ctl_flush_tb(vm.uc)
+    uc_ctl_flush_tlb(vm.uc)
+    test_mode(vm, cpl)
+    test_vector = test_is_int = test_error = -1
+    return uc_emu_start(vm.uc, 0, 0, 0, 0)
+
+cdef int layout_check(Vm *vm) except -1:
+    """Show each private field by its effect; RuntimeError names the first that is wrong."""
+    cdef uc_hook interrupts, fills
+    cdef uint8_t head[UC_STRUCT_SCAN]
+    cdef size_t off
+    cdef size_t flag = no_exit_offset(vm.uc)
+    (<char *>vm.uc)[flag] = 1
+    uc_hook_add(vm.uc, &interrupts, UC_HOOK_INTR, <void *>on_test_interrupt, vm, 1, 0)
+    uc_hook_add(vm.uc, &fills, UC_HOOK_TLB_FILL, <void *>on_test_fill, vm, 1, 0)
+    try:
+        if (<uint64_t *>(<char *>vm.env + OFF_EFER))[0] & EFER_LMA == 0:
+            raise RuntimeError("unicorn's EFER is not where 2.1.4 has it")
+        # int3: a software interrupt, RIP behind it
+        test_run(vm, b"\xcc", 1)
+        if test_vector != 3 or test_is_int != 1 or vm.env.eip != 1:
+            raise RuntimeError("unicorn's exception_is_int or RIP is not where 2.1.4 has it")
+        # hlt in ring 1 and 3: #GP(0) there, so the privilege we wrote is the privilege that runs
+        for cpl in (1, 3):
+            test_run(vm, b"\xf4", cpl)
+            if test_vector != 13 or test_is_int != 0 or test_error != 0 or vm.env.eip != 0:
+                raise RuntimeError("unicorn's privilege level is not where 2.1.4 has it")
+        # mov ax, 0x28 ; mov ds, ax with an empty GDT: #GP(0x28) is the error code's place
+        test_run(vm, b"\x66\xb8\x28\x00\x8e\xd8", 1)
+        if test_vector != 13 or test_error != 0x28:
+            raise RuntimeError("unicorn's error_code is not where 2.1.4 has it")
+        # three of them in a row: clearing old_exception keeps them #GPs
+        for _ in range(3):
+            test_run(vm, b"\x66\xb8\x28\x00\x8e\xd8", 1)
+        if test_vector != 13:
+            raise RuntimeError("unicorn's old_exception is not where 2.1.4 has it")
+        # mov rax, [TEST_FAULT]: the refused address is kept in the engine
+        test_run(vm, b"\x48\xa1" + int(TEST_FAULT).to_bytes(8, "little"), 1)
+        peek(<uint64_t>vm.uc, head, UC_STRUCT_SCAN)
+        for off in range(0, UC_STRUCT_SCAN - 8, 8):
+            if (<uint64_t *>(head + off))[0] == TEST_FAULT:
+                vm.invalid_addr = off
+                break
+        else:
+            raise RuntimeError("unicorn's invalid_addr was not found")
+    finally:
+        uc_hook_del(vm.uc, interrupts)
+        uc_hook_del(vm.uc, fills)
+    return 0
+
+cdef struct Stopper:
+    uc_engine *uc
+    volatile int quit
+    int stops
+
+cdef void *stopper_main(void *arg) noexcept nogil:
+    cdef Stopper *s = <Stopper *>arg
+    cdef uint64_t until_ns
+    while not s.quit:
+        uc_emu_stop(s.uc)
+        s.stops += 1
+        until_ns = host_ns() + 20000
+        while host_ns() < until_ns and not s.quit:
+            pass
+    return NULL
+
+cdef bint stops_are_exact(Vm *vm) except -1:
+    """Whether a stop from another thread can be trusted: a counter loop under stops comes out exact.
+
+    The loop is inc dword [rdi]; dec ecx; jnz. With the stop check left in the middle of blocks, the
+    increment runs twice now and then.
+    """
+    cdef uc_hook interrupts, fills
+    cdef pthread_t thread
+    cdef Stopper stopper
+    cdef int limit = 100000
+    cdef uint32_t total = 200000
+    global test_vector
+    uc_hook_add(vm.uc, &interrupts, UC_HOOK_INTR, <void *>on_test_interrupt, vm, 1, 0)
+    uc_hook_add(vm.uc, &fills, UC_HOOK_TLB_FILL, <void *>on_test_fill, vm, 1, 0)
+    memset(vm.window, 0, 0x2000)
+    memcpy(vm.window, b"\xff\x07\xff\xc9\x75\xfa\xcc", 7)
+    uc_ctl_flush_tb(vm.uc)
+    uc_ctl_flush_tlb(vm.uc)
+    test_mode(vm, 1)
+    vm.env.regs[RDI] = 0x1000
+    vm.env.regs[RCX] = total
+    vm.env.eip = 0
+    test_vector = -1
+    stopper.uc = vm.uc
+    stopper.quit = 0
+    stopper.stops = 0
+    try:
+        if pthread_create(&thread, NULL, stopper_main, &stopper) != 0:
+            return False
+        with nogil:
+            while test_vector != 3 and limit:
+                uc_emu_start(vm.uc, vm.env.eip, 0, 0, 0)
+                limit -= 1
+            stopper.quit = 1
+            pthread_join(thread, NULL)
+        return test_vector == 3 and (<uint32_t *>(vm.window + 0x1000))[0] == total
+    finally:
+        memset(vm.window, 0, 0x2000)
+        uc_ctl_flush_tb(vm.uc)
+        uc_ctl_flush_tlb(vm.uc)
+        uc_hook_del(vm.uc, interrupts)
+        uc_hook_del(vm.uc, fills)

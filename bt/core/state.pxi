@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# What one virtual machine is, to the compiled core: one C structure, no Python objects inside, so
+# that callbacks run without the interpreter lock.
+#
+# Words used everywhere below:
+#   virtual CPL   the privilege the guest believes in: 0 (kernel) or 3 (user)
+#   real CPL      what Unicorn runs at: 1 for the guest's kernel, 3 for its user code; never 0
+#   GPA / GVA     guest-physical / guest-virtual (here always linear, segment base added) address
+#   PA            Unicorn's physical address: GPAs below RAM size, and the VMM's own pages far above
+
+# The VMM's own ranges of Unicorn-physical addresses.
+cdef enum:
+    COPY_PAGES = 1 << 14        # room for 64 MB of rewritten code pages
+
+cdef uint64_t PA_COPY = <uint64_t>1 << 42       # rewritten copies of guest code pages
+cdef uint64_t PA_WINDOW = <uint64_t>1 << 43     # the stub window: per-vCPU page, then stub code
+cdef uint64_t PA_ABSENT = <uint64_t>1 << 44     # + GPA: nothing there; reads ones, ignores writes
+cdef uint64_t ABSENT_SIZE = <uint64_t>1 << 43
+# Non-canonical addresses used to name a PA to uc_ctl_remove_cache; no guest can own one.
+cdef uint64_t GVA_PROBE = <uint64_t>1 << 55
+
+# The stub window in the guest's address space: the documented hole at the very top of Linux's
+# (and everybody's) 64-bit map. 32-bit guests get no window. See docs in translator/vcpupage.py.
+cdef uint64_t WINDOW = 0xffffffffffe00000
+cdef enum:
+    WINDOW_SIZE = 1 << 18
+    WINDOW_STUBS = 1 << 12      # offset of the first stub: page 0 is the per-vCPU page
+
+cdef uint64_t CR0_PE = 1
+cdef uint64_t CR0_MP = 2
+cdef uint64_t CR0_EM = 4
+cdef uint64_t CR0_TS = 8
+cdef uint64_t CR0_ET = 0x10
+cdef uint64_t CR0_NE = 0x20
+cdef uint64_t CR0_WP = 0x10000
+cdef uint64_t CR0_AM = 0x40000
+cdef uint64_t CR0_NW = 0x20000000
+cdef uint64_t CR0_CD = 0x40000000
+cdef uint64_t CR0_PG = 0x80000000
+cdef uint64_t CR4_TSD = 4
+cdef uint64_t CR4_DE = 8
+cdef uint64_t CR4_PSE = 0x10
+cdef uint64_t CR4_PAE = 0x20
+cdef uint64_t CR4_MCE = 0x40
+cdef uint64_t CR4_PGE = 0x80
+cdef uint64_t CR4_PCE = 0x100
+cdef uint64_t CR4_OSFXSR = 0x200
+cdef uint64_t CR4_OSXMMEXCPT = 0x400
+cdef uint64_t CR4_UMIP = 0x800
+cdef uint64_t CR4_FSGSBASE = 0x10000
+cdef uint64_t CR4_SMEP = 0x100000
+cdef uint64_t EFER_SCE = 1
+cdef uint64_t EFER_LME = 0x100
+cdef uint64_t EFER_LMA = 0x400
+cdef uint64_t EFER_NXE = 0x800
+
+cdef enum:
+    FL_CF = 1
+    FL_ZF = 0x40
+    FL_TF = 0x100
+    FL_IF = 0x200
+    FL_DF = 0x400
+    FL_IOPL = 0x3000
+    FL_NT = 0x4000
+    FL_RF = 0x10000
+    FL_VM = 0x20000
+    FL_AC = 0x40000
+    FL_ID = 0x200000
+    FL_ARITH = 0x8d5
+
+cdef enum:                      # exception vectors (SDM vol. 3, 6.3.1)
+    EX_DE = 0
+    EX_DB = 1
+    EX_BP = 3
+    EX_OF = 4
+    EX_BR = 5
+    EX_UD = 6
+    EX_NM = 7
+    EX_DF = 8
+    EX_TS = 10
+    EX_NP = 11
+    EX_SS = 12
+    EX_GP = 13
+    EX_PF = 14
+    EX_MF = 16
+    EX_AC = 17
+    EX_XF = 19
+
+# Why `run` came back to Python. Exit reasons of the control unit; see bt/machine/exits.py.
+cdef enum:
+    STOP_NONE = 0
+    STOP_KICK = 1               # a deadline passed, input arrived or someone asked
+    STOP_HLT = 2                # HLT with nothing pending
+    STOP_SHUTDOWN = 3           # triple fault
+    STOP_VOID = 4               # instruction fetch where no memory is
+    STOP_STUCK = 5              # no progress: an endless fault loop
+    STOP_UNSUPPORTED = 6        # something the vCPU does not do (vm.message says what)
+    STOP_CPU = 7                # Unicorn itself gave up (vm.uc_error)
+    STOP_PYTHON = 8             # a Python callback raised
+
+# Pseudo-exits counted beside the rows of the sensitive table.
+cdef enum:
+    EXIT_EXCEPTION = 0          # + vector: exceptions the CPU raised, 0..31
+    EXIT_SOFTINT = 32           # INT n from user code
+    EXIT_SYSCALL = 33
+    EXIT_SYSENTER = 34
+    EXIT_IRQ = 35               # interrupts injected
+    EXIT_KICK = 36
+    EXIT_PAGE_FAULT = 37        # injected into the guest
+    EXIT_TLB_FILL = 38
+    EXIT_TLB_FLUSH = 39
+    EXIT_SMC = 40               # a code page was written
+    EXIT_CODE_PAGE = 41         # a page became code
+    EXIT_ABSENT = 42            # access where no memory is
+    EXIT_BLOCK = 43             # block seen for the first time
+    EXIT_BLOCK_AGAIN = 44       # blocks retranslated because something was rewritten
+    EXIT_STALE_TRAP = 45
+    EXIT_IO_PYTHON = 46         # port accesses that reached a device
+    EXIT_STUB = 47              # stubs installed
+    EXIT_UNSTUB = 48            # stubs taken back
+    EXIT_PAGE_INVALIDATE = 49
+    EXIT_PSEUDO_COUNT = 50
+
+cdef struct Descriptor:         # a loaded system segment or descriptor-table register
+    uint32_t selector
+    uint32_t limit
+    uint64_t base
+    uint32_t flags
+
+cdef struct Site:               # one rewritten instruction
+    uint64_t gpa
+    uint64_t gva                # where it was first seen; a stub is good for this address only
+    Site *hash_next
+    Site *page_next
+    uint32_t hits
+    uint32_t stub               # window offset of the stub, 0 = a trap
+    uint16_t row                # of the sensitive table
+    uint8_t length
+    uint8_t bits
+    uint8_t region              # bytes the stub's jump stands for
+    uint8_t fixed               # must stay a trap
+
+cdef struct CodePage:           # a guest page in the code state
+    uint32_t gpn
+    int32_t copy                # index of its rewritten copy, -1 = executes from the guest's page
+    Site *sites
+    uint8_t starts[512]         # bit per byte: a translation block started here
+    CodePage *next_free
+
+cdef struct Cached:             # one entry of the VMM's own small TLBs
+    uint64_t page               # GVA of the page | 1
+    uint64_t gen
+    uint8_t *host
+    uint64_t gpn
+
+cdef struct SiteCached:
+    uint64_t gva
+    uint64_t gen
+    Site *site
+
+cdef enum:
+    SITE_BUCKETS = 1 << 15
+    SITE_CACHE = 1 << 11
+    VMM_TLB = 64
+    ROWS = 256
+    MAX_POINTS = 24
+    RECENT = 32                 # blocks remembered for the death report
+
+cdef struct Point:              # where inside a stub the vCPU can be found (stubs.Point)
+    uint64_t gva                # guest address to continue at
+    uint16_t offset             # from the start of the stub
+    uint8_t restore             # bit 0: RCX from SAVE0, bit 1: RDX from SAVE1
+    int8_t rsp                  # bytes to add to RSP
+    uint8_t clean               # also a place to enter the stub at
+
+cdef struct Stub:
+    uint64_t site_gva
+    uint32_t start              # window offset
+    uint32_t size
+    uint16_t row
+    uint8_t length              # of the guest's instruction
+    uint16_t resume             # offset to continue at after the VMM did the instruction
+    int n_points
+    Point points[MAX_POINTS]
+
+cdef struct Vm
+
+ctypedef void (*Handler)(Vm *vm, Insn *insn) noexcept nogil
+
+cdef struct Insn:               # one decoded sensitive instruction
+    const uint8_t *code
+    int length
+    int bits                    # 16, 32, 64: code size of the segment it is in
+    int opsize                  # 2, 4, 8 bytes
+    int adsize
+    int seg                     # override, -1 = none
+    int rep                     # 0, 0xf2 or 0xf3
+    int rex
+    int two_byte                # 1: 0F map
+    uint8_t opcode
+    uint8_t modrm
+    int mod
+    int reg
+    int rm
+    int imm                     # offset of the bytes after modrm/displacement
+    uint64_t ea                 # effective address, without the segment base
+    int ea_seg
+
+cdef struct Vm:
+    uc_engine *uc
+    Env *env
+    char *cpu
+    void *owner                 # the Vcpu object, for callbacks into Python
+    uint8_t *ram
+    uint64_t ram_size
+    uint8_t *copies
+    uint8_t *window
+    uint64_t *page              # the per-vCPU page (first page of the window)
+    # virtual CPU
+    int cpl
+    uint64_t cr0
+    uint64_t cr2
+    uint64_t cr3
+    uint64_t cr4
+    uint64_t cr8
+    uint64_t efer
+    uint64_t star
+    uint64_t lstar
+    uint64_t cstar
+    uint64_t fmask
+    uint64_t sysenter_cs
+    uint64_t sysenter_esp
+    uint64_t sysenter_eip
+    uint64_t tsc_adjust
+    uint64_t tsc_aux
+    uint64_t pat
+    uint64_t dr[8]
+    Descriptor gdt
+    Descriptor idt
+    Descriptor ldt
+    Descriptor tr
+    # where the current exit happened
+    uint64_t rip                # offset in CS of the instruction being emulated
+    uint64_t next_rip
+    uint32_t fault_error        # of the fault being raised
+    uint64_t fault_gva
+    int fault_vector
+    int fill_refused
+    uint64_t shadow             # linear RIP that interrupts must not be taken at (STI, MOV SS), 0
+    # events
+    int intr                    # INTR line of the interrupt controller
+    volatile int kick           # somebody wants the vCPU to come out
+    int stop                    # STOP_*: leave `run`
+    int stop_now                # leave the current emu_start, then go on
+    int python_wants            # a callback asked to leave run
+    int halted
+    const char *message
+    int uc_error
+    # policy
+    int translate               # engine bt; 0 = engine trap
+    int probing
+    int warming                 # the first block ever, of our own: Unicorn reports edges only
+    void *kicker
+    size_t invalid_addr         # offset of uc_struct.invalid_addr
+    uint64_t probe_pa
+    uint8_t kernel_rows[ROWS]
+    uint8_t user_rows[ROWS]
+    uint8_t assist_rows[ROWS]
+    Handler handlers[ROWS]
+    uint8_t *port_read_kind
+    uint8_t *port_write_kind
+    uint8_t *port_value
+    uint32_t hot
+    int deterministic
+    uint64_t blocks             # executed, deterministic clock only
+    uint64_t block_deadline
+    uint64_t clock_base         # ns, added to executed work or to the host clock
+    uint64_t ns_per_block
+    # pages
+    CodePage **code             # by GPN; NULL = data
+    uint32_t *write_gen         # flush generation in which a page was last granted for writing
+    CodePage *free_pages
+    uint8_t *copy_used
+    uint32_t next_copy
+    uint64_t gen                # of everything cached by GVA
+    uint32_t flush_gen
+    Cached reads[VMM_TLB]
+    Cached writes[VMM_TLB]
+    Cached fetches[VMM_TLB]
+    Site *buckets[SITE_BUCKETS]
+    SiteCached site_cache[SITE_CACHE]
+    uint64_t site_gen
+    Stub **stub_at              # by window offset
+    uint32_t stub_next
+    int window_on
+    # statistics
+    uint64_t row_exits[ROWS]
+    uint64_t exits[EXIT_PSEUDO_COUNT]
+    uint64_t insns_scanned
+    uint64_t scan_ns
+    uint64_t sites_made
+    uint64_t recent[RECENT]
+    uint32_t recent_at
+    # progress watch: the same fault at the same place again and again is a dead guest
+    uint64_t last_fault_rip
+    uint64_t last_fault_gva
+    uint64_t last_fault_rsp
+    uint32_t same_faults
+    # audit
+    int audit
+    uint64_t audit_blocks
+    uint64_t audit_cpl0
+    int tracing
+
+# Offsets (in 8-byte words) of the fields of the per-vCPU page: translator/vcpupage.py is the one
+# place that defines them; vcpu.pyx fills these in at import.
+cdef int PG_VIF, PG_VIOPL, PG_PENDING, PG_SAVE0, PG_SAVE1, PG_KGS, PG_CS, PG_SS
+cdef int PG_CR0, PG_CR2, PG_CR3, PG_CR4
+
+cdef inline uint64_t linear(Vm *vm, uint64_t rip) noexcept nogil:
+    """Linear address of an offset in CS."""
+    if vm.env.hflags & HF_CS64:
+        return rip
+    return (vm.env.segs[R_CS].base + rip) & <uint64_t>0xffffffff
+
+cdef inline int code_bits(Vm *vm) noexcept nogil:
+    if vm.env.hflags & HF_CS64:
+        return 64
+    return 32 if vm.env.hflags & HF_CS32 else 16
+
+cdef inline bint long_mode(Vm *vm) noexcept nogil:
+    return (vm.efer & EFER_LMA) != 0

@@ -1,0 +1,685 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# cython: language_level=3, freethreading_compatible=False
+"""The compiled core: one vCPU on Unicorn, its memory, its events and its exits.
+
+This file is the door for Python; the work is in the files it includes, in this order, which is also
+the order to read them in. ARCHITECTURE.md says how they fit together.
+"""
+
+include "unicorn.pxi"
+include "layout.pxi"
+include "time.pxi"
+include "state.pxi"
+include "pages.pxi"
+include "mmu.pxi"
+include "segments.pxi"
+include "events.pxi"
+include "decode.pxi"
+include "emulate.pxi"
+include "transfers.pxi"
+include "io.pxi"
+include "translate.pxi"
+include "hooks.pxi"
+include "kicker.pxi"
+include "run.pxi"
+include "selftest.pxi"
+
+cdef extern from *:
+    """
+    /* Exported by libunicorn though not declared in its headers: QEMU's own INVLPG. */
+    extern void tlb_flush_page_x86_64(void *cpu, unsigned long long address);
+    """
+    void tlb_flush_page "tlb_flush_page_x86_64" (void *cpu, uint64_t address) nogil
+
+from cpython.buffer cimport (PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer)
+
+from translator import vcpupage as _page
+from translator.sensitive import BY_NAME as _ROWS
+from translator.sensitive import TABLE as _TABLE
+
+PG_VIF = _page.VIF // 8
+PG_VIOPL = _page.VIOPL // 8
+PG_PENDING = _page.PENDING // 8
+PG_SAVE0 = _page.SAVE0 // 8
+PG_SAVE1 = _page.SAVE1 // 8
+PG_KGS = _page.KGSBASE // 8
+PG_CS = _page.CS // 8
+PG_SS = _page.SS // 8
+PG_CR0 = _page.CR0 // 8
+PG_CR2 = _page.CR2 // 8
+PG_CR3 = _page.CR3 // 8
+PG_CR4 = _page.CR4 // 8
+
+# What `Vcpu.run` returns.
+KICKED = STOP_KICK
+HALTED = STOP_HLT
+SHUTDOWN = STOP_SHUTDOWN
+VOID = STOP_VOID
+STUCK = STOP_STUCK
+UNSUPPORTED = STOP_UNSUPPORTED
+CPU_ERROR = STOP_CPU
+
+#: Names of the exits that are not rows of the sensitive table, by counter index from 32 on; the
+#: counters 0-31 are CPU exceptions by vector.
+PSEUDO_EXITS = {
+    EXIT_SOFTINT: "software interrupt", EXIT_SYSCALL: "SYSCALL", EXIT_SYSENTER: "SYSENTER",
+    EXIT_IRQ: "interrupt injected", EXIT_KICK: "quantum used up",
+    EXIT_PAGE_FAULT: "page fault injected", EXIT_TLB_FILL: "translation",
+    EXIT_TLB_FLUSH: "TLB flush", EXIT_SMC: "code page written", EXIT_CODE_PAGE: "page became code",
+    EXIT_ABSENT: "absent memory", EXIT_BLOCK: "block scanned",
+    EXIT_BLOCK_AGAIN: "block translated again", EXIT_STALE_TRAP: "stale trap",
+    EXIT_IO_PYTHON: "port access to a device", EXIT_STUB: "stub installed",
+    EXIT_UNSTUB: "stub taken back", EXIT_PAGE_INVALIDATE: "page invalidation",
+}
+
+WINDOW_ADDRESS = WINDOW
+VCPU_PAGE_ADDRESS = WINDOW
+
+_GPRS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
+         "r13", "r14", "r15")
+
+cdef void install_handlers(Vm *vm):
+    """The handler of each row, by the row's name. A row without one could never be rewritten."""
+    cdef int i
+    for i in range(ROWS):
+        vm.handlers[i] = do_undefined
+    vm.handlers[_ROWS["CLI"].id] = do_cli
+    vm.handlers[_ROWS["STI"].id] = do_sti
+    vm.handlers[_ROWS["PUSHF"].id] = do_pushf
+    vm.handlers[_ROWS["POPF"].id] = do_popf
+    vm.handlers[_ROWS["IRET"].id] = do_iret
+    vm.handlers[_ROWS["HLT"].id] = do_hlt
+    vm.handlers[_ROWS["SGDT"].id] = do_sgdt
+    vm.handlers[_ROWS["SIDT"].id] = do_sidt
+    vm.handlers[_ROWS["SLDT"].id] = do_sldt
+    vm.handlers[_ROWS["STR"].id] = do_str
+    vm.handlers[_ROWS["LGDT"].id] = do_lgdt
+    vm.handlers[_ROWS["LIDT"].id] = do_lidt
+    vm.handlers[_ROWS["LLDT"].id] = do_lldt
+    vm.handlers[_ROWS["LTR"].id] = do_ltr
+    vm.handlers[_ROWS["LAR"].id] = do_lar
+    vm.handlers[_ROWS["LSL"].id] = do_lsl
+    vm.handlers[_ROWS["VERR"].id] = do_verr
+    vm.handlers[_ROWS["VERW"].id] = do_verw
+    vm.handlers[_ROWS["MOV_FROM_SEG"].id] = do_mov_from_seg
+    vm.handlers[_ROWS["MOV_TO_SEG"].id] = do_mov_to_seg
+    vm.handlers[_ROWS["PUSH_SEG"].id] = do_push_seg
+    vm.handlers[_ROWS["POP_SEG"].id] = do_pop_seg
+    vm.handlers[_ROWS["LOAD_FAR_PTR"].id] = do_load_far_ptr
+    vm.handlers[_ROWS["SWAPGS"].id] = do_swapgs
+    vm.handlers[_ROWS["SMSW"].id] = do_smsw
+    vm.handlers[_ROWS["LMSW"].id] = do_lmsw
+    vm.handlers[_ROWS["CLTS"].id] = do_clts
+    vm.handlers[_ROWS["MOV_FROM_CR"].id] = do_mov_from_cr
+    vm.handlers[_ROWS["MOV_TO_CR"].id] = do_mov_to_cr
+    vm.handlers[_ROWS["MOV_FROM_DR"].id] = do_mov_from_dr
+    vm.handlers[_ROWS["MOV_TO_DR"].id] = do_mov_to_dr
+    vm.handlers[_ROWS["RDMSR"].id] = do_rdmsr
+    vm.handlers[_ROWS["WRMSR"].id] = do_wrmsr
+    vm.handlers[_ROWS["RDPMC"].id] = do_rdpmc
+    vm.handlers[_ROWS["RDTSC"].id] = do_rdtsc
+    vm.handlers[_ROWS["RDTSCP"].id] = do_rdtscp
+    vm.handlers[_ROWS["CPUID"].id] = do_cpuid
+    vm.handlers[_ROWS["PAUSE"].id] = do_pause
+    vm.handlers[_ROWS["INVLPG"].id] = do_invlpg
+    vm.handlers[_ROWS["WBINVD"].id] = do_nothing_privileged
+    vm.handlers[_ROWS["INVD"].id] = do_nothing_privileged
+    vm.handlers[_ROWS["IN"].id] = do_in
+    vm.handlers[_ROWS["OUT"].id] = do_out
+    vm.handlers[_ROWS["INS"].id] = do_ins
+    vm.handlers[_ROWS["OUTS"].id] = do_outs
+    vm.handlers[_ROWS["FAR_CALL"].id] = do_far_call
+    vm.handlers[_ROWS["FAR_JMP"].id] = do_far_jmp
+    vm.handlers[_ROWS["FAR_RET"].id] = do_far_ret
+    vm.handlers[_ROWS["INT_N"].id] = do_int
+    vm.handlers[_ROWS["INT1"].id] = do_int1
+    vm.handlers[_ROWS["SYSRET"].id] = do_sysret
+    vm.handlers[_ROWS["SYSEXIT"].id] = do_sysexit
+
+# Rows whose instruction faults at CPL 3 only because the CPU's own tables are empty.
+_ASSISTED = ("MOV_TO_SEG", "POP_SEG", "LOAD_FAR_PTR", "FAR_CALL", "FAR_JMP", "FAR_RET", "IRET",
+             "RDTSC", "RDTSCP")
+
+
+cdef class Vcpu:
+    """One virtual CPU with its memory.
+
+    ``ram`` is a bt.machine.ram.Ram, ``bus`` a bt.machine.bus.Bus (its tables are shared, not
+    copied), ``policy`` an object with ``acknowledge() -> vector``, ``cpuid(leaf, subleaf) -> 4
+    ints``, ``read_msr(index) -> int | None``, ``write_msr(index, value) -> bool``,
+    ``hot_site(gva, row, bits, code)`` and ``trace(row, vector, rip, cpl)``.
+
+    ``translate``: engine bt; without it the guest runs untranslated (engine trap).
+    ``deterministic``: virtual time is executed work. ``hot``: executions after which a trap is
+    offered to ``policy.hot_site``; 0 never. ``asynchronous``: stops may come from another thread;
+    None asks the self-test.
+
+    Not thread-safe, apart from ``kick``.
+    """
+
+    cdef Vm *vm
+    cdef Kicker kicker
+    cdef bint kicker_started
+    cdef Py_buffer ram_buffer
+    cdef Py_buffer read_kind_buffer
+    cdef Py_buffer write_kind_buffer
+    cdef Py_buffer value_buffer
+    cdef object copies_map
+    cdef object window_map
+    cdef Py_buffer copies_buffer
+    cdef Py_buffer window_buffer
+    cdef object failure
+    cdef object acknowledge
+    cdef object port_read
+    cdef object port_write
+    cdef object policy
+    cdef object cpuid
+    cdef object read_msr
+    cdef object write_msr
+    cdef object hot_site
+    cdef object trace
+    cdef readonly bint asynchronous
+
+    def __cinit__(self, ram, bus, policy, *, bint translate=True, bint deterministic=False,
+                  int hot=64, asynchronous=None, bint audit=False):
+        import mmap
+        cdef Vm *vm
+        cdef uc_hook hook
+        cdef uint64_t pages
+        self.vm = vm = <Vm *>calloc(1, sizeof(Vm))
+        if vm == NULL:
+            raise MemoryError
+        vm.owner = <void *>self
+        vm.kicker = &self.kicker
+        self.failure = None
+        self.policy = policy
+        self.acknowledge = policy.acknowledge
+        self.port_read = bus.read
+        self.port_write = bus.write
+        self.cpuid = policy.cpuid
+        self.read_msr = policy.read_msr
+        self.write_msr = policy.write_msr
+        self.hot_site = policy.hot_site
+        self.trace = policy.trace
+        # The mapping itself, not the view: the garbage collector may clear a view before us.
+        PyObject_GetBuffer(ram.view.obj, &self.ram_buffer, PyBUF_WRITABLE)
+        PyObject_GetBuffer(bus.read_kind, &self.read_kind_buffer, PyBUF_WRITABLE)
+        PyObject_GetBuffer(bus.write_kind, &self.write_kind_buffer, PyBUF_WRITABLE)
+        PyObject_GetBuffer(bus.value, &self.value_buffer, PyBUF_WRITABLE)
+        self.copies_map = mmap.mmap(-1, COPY_PAGES * 4096)
+        self.window_map = mmap.mmap(-1, WINDOW_SIZE)
+        PyObject_GetBuffer(self.copies_map, &self.copies_buffer, PyBUF_WRITABLE)
+        PyObject_GetBuffer(self.window_map, &self.window_buffer, PyBUF_WRITABLE)
+        vm.ram = <uint8_t *>self.ram_buffer.buf
+        vm.ram_size = ram.size
+        vm.copies = <uint8_t *>self.copies_buffer.buf
+        vm.window = <uint8_t *>self.window_buffer.buf
+        vm.page = <uint64_t *>vm.window
+        vm.port_read_kind = <uint8_t *>self.read_kind_buffer.buf
+        vm.port_write_kind = <uint8_t *>self.write_kind_buffer.buf
+        vm.port_value = <uint8_t *>self.value_buffer.buf
+        pages = vm.ram_size >> 12
+        vm.code = <CodePage **>calloc(pages, sizeof(CodePage *))
+        vm.write_gen = <uint32_t *>calloc(pages, sizeof(uint32_t))
+        vm.copy_used = <uint8_t *>calloc(COPY_PAGES, 1)
+        vm.stub_at = <Stub **>calloc(WINDOW_SIZE, sizeof(Stub *))
+        if vm.code == NULL or vm.write_gen == NULL or vm.copy_used == NULL or vm.stub_at == NULL:
+            raise MemoryError
+        vm.stub_next = WINDOW_STUBS
+        vm.gen = vm.flush_gen = 1
+        vm.translate = translate
+        vm.deterministic = deterministic
+        vm.ns_per_block = 5
+        vm.block_deadline = NEVER
+        vm.hot = hot if translate else 0
+        vm.audit = audit
+        self.make_cpu()
+        layout_check(vm)
+        if asynchronous is None:
+            asynchronous = not deterministic and stops_are_exact(vm)
+        self.asynchronous = asynchronous
+        install_handlers(vm)
+        for row in _TABLE:
+            vm.kernel_rows[row.id] = row.kernel
+            vm.user_rows[row.id] = row.user
+        for name in _ASSISTED:
+            vm.assist_rows[_ROWS[name].id] = 1
+        self.hook(UC_HOOK_INTR, <void *>on_interrupt)
+        self.hook(UC_HOOK_INSN_INVALID, <void *>on_invalid)
+        self.hook(UC_HOOK_TLB_FILL, <void *>on_fill)
+        self.hook(UC_HOOK_EDGE_GENERATED, <void *>on_block)
+        self.hook_instruction(UC_X86_INS_SYSCALL, <void *>on_syscall)
+        self.hook_instruction(UC_X86_INS_SYSENTER, <void *>on_sysenter)
+        self.hook_instruction(UC_X86_INS_CPUID, <void *>on_cpuid)
+        self.hook_instruction(UC_X86_INS_IN, <void *>on_in)
+        self.hook_instruction(UC_X86_INS_OUT, <void *>on_out)
+        if deterministic or audit or not self.asynchronous:
+            self.hook(UC_HOOK_BLOCK, <void *>on_executed_block)
+        self.start_kicker()
+        self.warm_up()
+        if not deterministic:
+            vm.clock_base = host_ns()
+
+    cdef make_cpu(self):
+        """Open the engine: long mode, virtual TLB, RAM and the VMM's own pages mapped."""
+        cdef Vm *vm = self.vm
+        self.check(uc_open(UC_ARCH_X86, UC_MODE_64, &vm.uc), "open")
+        self.check(uc_ctl_set_cpu_model(vm.uc, UC_CPU_X86_HASWELL), "CPU model")
+        self.check(uc_ctl_exits_enable(vm.uc), "exits")
+        self.check(uc_ctl_tlb_mode(vm.uc, UC_TLB_VIRTUAL), "virtual TLB")
+        layout_find(vm.uc, &vm.env, &vm.cpu)
+        self.check(uc_mem_map_ptr(vm.uc, 0, vm.ram_size, 7, vm.ram), "RAM")
+        self.check(uc_mem_map_ptr(vm.uc, PA_COPY, COPY_PAGES * 4096, 7, vm.copies), "copies")
+        self.check(uc_mem_map_ptr(vm.uc, PA_WINDOW, WINDOW_SIZE, 7, vm.window), "stub window")
+        self.check(uc_mmio_map(vm.uc, PA_ABSENT, ABSENT_SIZE, <void *>on_absent_read, vm,
+                               <void *>on_absent_write, vm), "absent memory")
+
+    cdef check(self, uc_err err, str what):
+        if err != UC_ERR_OK:
+            raise RuntimeError(f"unicorn: {what}: {uc_strerror(err).decode()}")
+
+    cdef hook(self, int kind, void *callback):
+        cdef uc_hook handle
+        self.check(uc_hook_add(self.vm.uc, &handle, kind, callback, self.vm, 1, 0), "hook")
+
+    cdef hook_instruction(self, int instruction, void *callback):
+        cdef uc_hook handle
+        self.check(uc_hook_add(self.vm.uc, &handle, UC_HOOK_INSN, callback, self.vm, 1, 0,
+                               instruction), "hook")
+
+    cdef start_kicker(self):
+        cdef pthread_condattr_t attr
+        self.kicker.vm = self.vm
+        self.kicker.deadline = NEVER
+        self.kicker.asynchronous = self.asynchronous
+        pthread_condattr_init(&attr)
+        pthread_condattr_setclock(&attr, CLOCK_MONOTONIC)
+        pthread_mutex_init(&self.kicker.lock, NULL)
+        pthread_cond_init(&self.kicker.changed, &attr)
+        pthread_cond_init(&self.kicker.woken, &attr)
+        if pthread_create(&self.kicker.thread, NULL, kicker_main, &self.kicker) != 0:
+            raise RuntimeError("cannot start the timer thread")
+        self.kicker_started = True
+
+    cdef warm_up(self):
+        """Run one block of our own: Unicorn reports new blocks only when one ran before."""
+        cdef Vm *vm = self.vm
+        cdef int translate = vm.translate
+        vm.window[WINDOW_STUBS] = 0xcc
+        vm.stub_next += 64
+        vm.window_on = 1
+        vm.warming = 1
+        vm.translate = 0
+        vm.efer = EFER_LMA | EFER_LME | EFER_NXE
+        vm.cr0 = CR0_PG | CR0_PE
+        vm.cr4 = CR4_PAE
+        vm.cr3 = vm.ram_size        # no tables: nothing but the window is mapped
+        enter_flat(vm, R_CS, 1, FLAT_CODE | D_L)
+        enter_flat(vm, R_SS, 1, FLAT_DATA)
+        update_fpu_flags(vm)
+        set_cpl(vm, 0, 2)
+        vm.env.eip = WINDOW + WINDOW_STUBS
+        run_guest(vm)
+        if vm.stop != STOP_KICK:
+            raise RuntimeError("the CPU did not run its first block")
+        vm.stop = 0
+        vm.warming = 0
+        vm.translate = translate
+        flush_tlb(vm)
+        memset(vm.exits, 0, sizeof(vm.exits))
+
+    def __dealloc__(self):
+        cdef Vm *vm = self.vm
+        if vm == NULL:
+            return
+        if self.kicker_started:
+            pthread_mutex_lock(&self.kicker.lock)
+            self.kicker.quit = 1
+            pthread_cond_broadcast(&self.kicker.changed)
+            pthread_mutex_unlock(&self.kicker.lock)
+            with nogil:
+                pthread_join(self.kicker.thread, NULL)
+        if vm.uc != NULL:
+            uc_close(vm.uc)
+        self.free_pages()
+        PyBuffer_Release(&self.ram_buffer)
+        PyBuffer_Release(&self.read_kind_buffer)
+        PyBuffer_Release(&self.write_kind_buffer)
+        PyBuffer_Release(&self.value_buffer)
+        PyBuffer_Release(&self.copies_buffer)
+        PyBuffer_Release(&self.window_buffer)
+        free(vm)
+
+    cdef free_pages(self):
+        cdef Vm *vm = self.vm
+        cdef CodePage *page
+        cdef Site *site
+        cdef uint64_t i
+        cdef Stub *last = NULL
+        if vm.code != NULL:
+            for i in range(vm.ram_size >> 12):
+                page = vm.code[i]
+                if page != NULL:
+                    while page.sites != NULL:
+                        site = page.sites
+                        page.sites = site.page_next
+                        free(site)
+                    free(page)
+            free(vm.code)
+        while vm.free_pages != NULL:
+            page = vm.free_pages
+            vm.free_pages = page.next_free
+            free(page)
+        if vm.stub_at != NULL:
+            for i in range(WINDOW_SIZE):
+                if vm.stub_at[i] != NULL and vm.stub_at[i] != last:
+                    last = vm.stub_at[i]
+                    free(last)
+            free(vm.stub_at)
+        free(vm.write_gen)
+        free(vm.copy_used)
+
+    # Running ----------------------------------------------------------------------------------
+
+    def enter(self, entry):
+        """Set the vCPU to a loader's EntryState (bt/boot/entry.py)."""
+        cdef Vm *vm = self.vm
+        cdef Env *env = vm.env
+        cdef int bits = entry.bits
+        cdef uint32_t code, data
+        cdef int seg
+        memset(env.regs, 0, sizeof(env.regs))
+        for name, value in entry.regs.items():
+            env.regs[_GPRS.index(name)] = value & 0xffffffffffffffff
+        env.regs[RSP] = entry.rsp
+        vm.gdt.base = entry.gdt_base
+        vm.gdt.limit = entry.gdt_limit
+        vm.idt.base = 0
+        vm.idt.limit = 0x3ff if bits == 16 else 0
+        vm.pat = 0x0007040600070406
+        vm.dr[6] = 0xffff0ff0
+        vm.dr[7] = 0x400
+        vm.cr0 = CR0_ET | (0 if bits == 16 else CR0_PE)
+        vm.cr4 = 0
+        vm.efer = 0
+        vm.cr3 = 0
+        code = FLAT_CODE
+        data = FLAT_DATA
+        if bits == 64:
+            vm.cr0 |= CR0_PG
+            vm.cr4 = CR4_PAE
+            vm.efer = EFER_LME | EFER_LMA
+            vm.cr3 = entry.cr3
+            code |= D_L
+        elif bits == 32:
+            code |= D_B
+        else:
+            data &= ~<uint32_t>D_B
+        for seg in range(6):
+            enter_flat(vm, seg, entry.ds, data)
+        enter_flat(vm, R_CS, entry.cs, code)
+        env.eip = entry.rip
+        if bits == 16:
+            for seg in range(6):
+                env.segs[seg].selector = 0
+                env.segs[seg].limit = 0xffff
+        vm.cpl = 0
+        update_fpu_flags(vm)
+        publish_crs(vm)
+        if bits == 16:
+            update_hflags(vm)
+            set_flags(vm, 2)
+        else:
+            set_cpl(vm, 0, 2)
+        flush_tlb(vm)
+
+    def run(self, deadline_ns=None):
+        """Run the guest until virtual time ``deadline_ns``, a kick, a HLT or its death.
+
+        Returns KICKED, HALTED, SHUTDOWN, VOID, STUCK, UNSUPPORTED or CPU_ERROR; raises what a
+        callback raised.
+        """
+        cdef Vm *vm = self.vm
+        cdef int why
+        self.set_deadline_running(deadline_ns, 1)
+        vm.stop = 0
+        vm.python_wants = 0
+        with nogil:
+            run_guest(vm)
+        why = vm.stop
+        vm.stop = 0
+        pthread_mutex_lock(&self.kicker.lock)
+        self.kicker.running = 0
+        pthread_mutex_unlock(&self.kicker.lock)
+        if self.failure is not None:
+            failure = self.failure
+            self.failure = None
+            raise failure
+        return why
+
+    cdef set_deadline_running(self, deadline_ns, int running):
+        cdef Vm *vm = self.vm
+        cdef uint64_t host = NEVER
+        cdef uint64_t at
+        if deadline_ns is not None:
+            at = deadline_ns if deadline_ns > 0 else 0
+            if vm.deterministic:
+                if at <= virtual_ns(vm):
+                    vm.block_deadline = vm.blocks + 1
+                else:
+                    vm.block_deadline = (at - vm.clock_base + vm.ns_per_block - 1) \
+                        // vm.ns_per_block
+            else:
+                host = at + vm.clock_base
+        elif vm.deterministic:
+            vm.block_deadline = NEVER
+        kicker_arm(&self.kicker, host, running)
+
+    def set_deadline(self, deadline_ns):
+        """Change the deadline of the `run` in progress (from a callback: a device set a timer)."""
+        self.set_deadline_running(deadline_ns, 1)
+
+    def wait(self, deadline_ns=None):
+        """Sleep until virtual time ``deadline_ns`` or a kick: what a halted CPU does.
+
+        The deterministic clock does not sleep, it jumps to the deadline.
+        """
+        cdef Vm *vm = self.vm
+        cdef Kicker *k = &self.kicker
+        cdef timespec ts
+        cdef uint64_t host = NEVER
+        if deadline_ns is not None:
+            if vm.deterministic:
+                if deadline_ns > virtual_ns(vm):
+                    vm.clock_base += deadline_ns - virtual_ns(vm)
+                return
+            host = deadline_ns + vm.clock_base
+        with nogil:
+            pthread_mutex_lock(&k.lock)
+            while not vm.kick and host_ns() < host:
+                if host == NEVER:
+                    pthread_cond_wait(&k.woken, &k.lock)
+                else:
+                    until(&ts, host)
+                    pthread_cond_timedwait(&k.woken, &k.lock, &ts)
+            vm.kick = 0
+            pthread_mutex_unlock(&k.lock)
+
+    def kick(self):
+        """From any thread: make `run` return KICKED, or `wait` return, soon."""
+        kicker_kick(&self.kicker)
+
+    def leave(self):
+        """From a callback: make `run` return KICKED after the current instruction."""
+        self.vm.python_wants = 1
+
+    def now_ns(self):
+        """Virtual nanoseconds since power-on."""
+        return virtual_ns(self.vm)
+
+    def set_intr(self, bint level):
+        """The interrupt controller's INTR line. Call it on the vCPU's thread only."""
+        self.vm.intr = level
+        self.vm.page[PG_PENDING] = FL_IF if level else 0
+
+    # Stubs ------------------------------------------------------------------------------------
+
+    def stub_address(self, int length):
+        """Where the next stub of at most ``length`` bytes may go; None when the window is full.
+
+        A stub does not cross a page.
+        """
+        cdef Vm *vm = self.vm
+        cdef uint32_t at = (vm.stub_next + 15) & ~<uint32_t>15
+        if (at & 0xfff) + length > 4096:
+            at = (at + 0xfff) & ~<uint32_t>0xfff
+        if at + length > WINDOW_SIZE or not vm.window_on:
+            return None
+        return WINDOW + at
+
+    def install_stub(self, uint64_t gva, uint64_t address, stub):
+        """Put a translator Stub in place for the site at ``gva``. False if the site cannot take it.
+        """
+        cdef Vm *vm = self.vm
+        cdef Site *site = site_of(vm, gva)
+        cdef CodePage *page
+        cdef Stub *s
+        cdef bytes code = stub.code
+        cdef uint32_t start = <uint32_t>(address - WINDOW)
+        cdef uint32_t at, i
+        cdef uint8_t *copy
+        cdef int32_t distance
+        if site == NULL or site.gva != gva or site.stub or site.bits != 64 or \
+                not stub_region_free(vm, site, stub.region) or len(stub.points) > MAX_POINTS:
+            return False
+        s = <Stub *>calloc(1, sizeof(Stub))
+        if s == NULL:
+            return False
+        s.site_gva = gva
+        s.start = start
+        s.size = len(code)
+        s.row = site.row
+        s.length = site.length
+        s.resume = stub.resume
+        s.n_points = len(stub.points)
+        for i, point in enumerate(stub.points):
+            s.points[i].gva = point.orig
+            s.points[i].offset = point.offset
+            s.points[i].restore = point.restore
+            s.points[i].rsp = point.rsp
+            s.points[i].clean = point.clean
+        memcpy(vm.window + start, <const char *>code, s.size)
+        for i in range(s.size):
+            vm.stub_at[start + i] = s
+        vm.stub_next = start + s.size
+        page = vm.code[site.gpa >> 12]
+        at = site.gpa & 0xfff
+        copy = vm.copies + (<uint64_t>page.copy << 12) + at
+        distance = <int32_t>(address - (gva + 5))
+        memset(copy, 0xcc, stub.region)
+        copy[0] = 0xe9
+        memcpy(copy + 1, &distance, 4)
+        site.stub = start
+        site.region = stub.region
+        drop_blocks(vm, fetch_pa(page) + at, site.region)
+        vm.exits[EXIT_STUB] += 1
+        return True
+
+    # State ------------------------------------------------------------------------------------
+
+    def registers(self):
+        """The guest's registers as it sees them, by name."""
+        cdef Vm *vm = self.vm
+        cdef Env *env = vm.env
+        result = {name: env.regs[i] for i, name in enumerate(_GPRS)}
+        result["rip"] = env.eip
+        result["rflags"] = get_flags(vm)
+        result["cs"] = virtual_cs(vm)
+        result["ss"] = virtual_ss(vm)
+        for name, seg in (("ds", R_DS), ("es", R_ES), ("fs", R_FS), ("gs", R_GS)):
+            result[name] = env.segs[seg].selector
+        result["fs_base"] = env.segs[R_FS].base
+        result["gs_base"] = env.segs[R_GS].base
+        result["kernel_gs_base"] = vm.page[PG_KGS]
+        result.update(cr0=vm.cr0, cr2=vm.cr2, cr3=vm.cr3, cr4=vm.cr4, cr8=vm.cr8, efer=vm.efer,
+                      gdtr=vm.gdt.base, idtr=vm.idt.base, tr=vm.tr.selector, ldtr=vm.ldt.selector,
+                      cpl=vm.cpl)
+        return result
+
+    @property
+    def real_cpl(self):
+        """The privilege level the CPU underneath runs at: 1 or 3, never 0."""
+        return self.vm.env.hflags & HF_CPL
+
+    @property
+    def bits(self):
+        """Code size of the current segment: 16, 32 or 64."""
+        return code_bits(self.vm)
+
+    @property
+    def interrupts_enabled(self):
+        """Whether the guest's IF is 1."""
+        return bool(interrupts_on(self.vm))
+
+    @property
+    def linear_rip(self):
+        return linear(self.vm, self.vm.env.eip)
+
+    @property
+    def message(self):
+        """What went wrong, after UNSUPPORTED or CPU_ERROR."""
+        if self.vm.uc_error:
+            return uc_strerror(self.vm.uc_error).decode()
+        return self.vm.message.decode() if self.vm.message != NULL else ""
+
+    @property
+    def fault_address(self):
+        """Guest-physical address of the fetch that ended in VOID; linear one of a fault loop."""
+        return self.vm.fault_gva
+
+    def read_virtual(self, uint64_t gva, int length):
+        """Guest memory by linear address with kernel rights; None if it is not all mapped."""
+        out = bytearray(length)
+        cdef uint8_t *buffer = out
+        if length <= 0 or length > 1 << 20:
+            return None
+        # A look must not mark pages accessed for the guest more than a fetch would: it may.
+        if read_virt(self.vm, gva, buffer, length, False) != 0:
+            return None
+        return bytes(out)
+
+    def recent_blocks(self):
+        """Linear addresses of the newest blocks seen for the first time, oldest first."""
+        cdef Vm *vm = self.vm
+        cdef uint32_t n = min(vm.recent_at, RECENT)
+        return [vm.recent[(vm.recent_at - n + i) % RECENT] for i in range(n)]
+
+    def counters(self):
+        """(exits by table row id, exits by pseudo-exit index)."""
+        return ([self.vm.row_exits[i] for i in range(len(_TABLE))],
+                [self.vm.exits[i] for i in range(EXIT_PSEUDO_COUNT)])
+
+    def scanner_counters(self):
+        """(instructions scanned, ns in the scanner and rewriter, sites made)."""
+        return self.vm.insns_scanned, self.vm.scan_ns, self.vm.sites_made
+
+    def audit_counters(self):
+        """(blocks looked at, times the guest was found at real CPL 0)."""
+        return self.vm.audit_blocks, self.vm.audit_cpl0
+
+    def sites(self):
+        """Every rewritten instruction now in place: (gva, gpa, row, length, hits, stub address)."""
+        cdef Vm *vm = self.vm
+        cdef Site *site
+        cdef int i
+        found = []
+        for i in range(SITE_BUCKETS):
+            site = vm.buckets[i]
+            while site != NULL:
+                found.append((site.gva, site.gpa, site.row, site.length, site.hits,
+                              WINDOW + site.stub if site.stub else 0))
+                site = site.hash_next
+        return found
+
+    def set_tracing(self, bint on):
+        self.vm.tracing = on

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``--trace``: one line an exit, as it happens."""
+
+from __future__ import annotations
+
+from typing import TextIO
+
+from translator.sensitive import TABLE
+
+_KINDS = {-1: "INT", -2: "exception", -3: "SYSCALL"}
+
+
+class Tracer:
+    """Writes exits to a stream; does nothing without one."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def exit(self, row: int, vector: int, rip: int, cpl: int) -> None:
+        """``row``: of the sensitive table, or a negative kind with its ``vector``."""
+        if self._stream is None:
+            return
+        if row >= 0:
+            what = TABLE[row].name
+        elif row == -3:
+            what = _KINDS[row]
+        else:
+            what = f"{_KINDS[row]} {vector:#x}"
+        self._stream.write(f"{rip:016x} cpl{cpl} {what}\n")
