@@ -43,7 +43,7 @@ _REGISTERS = set(
 ) | {f"r{n}{s}" for n in range(8, 16) for s in ("", "d", "w", "b")} | {
     f"{kind}{n}" for kind in ("cr", "dr", "xmm", "st", "mm") for n in range(16)}
 _KEYWORDS = set("byte word dword qword fword tbyte xmmword ptr short far".split())
-_PREFIXES = {"rep", "repe", "repne", "repz", "repnz", "lock"}
+_PREFIXES = {"rep": 0xF3, "repe": 0xF3, "repz": 0xF3, "repne": 0xF2, "repnz": 0xF2, "lock": 0xF0}
 _WORD = re.compile(r"[A-Za-z_@$][\w@$.]*")
 _NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0[bB][01]+|\d+")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
@@ -73,6 +73,7 @@ for _bits in (16, 32, 64):
     FIXED[_bits, "sysretl"] = b"\x0f\x07"
     FIXED[_bits, "sysexitl"] = b"\x0f\x35"
     FIXED[_bits, "ret"] = b"\xc3"
+    FIXED[_bits, "movsd"] = b"\x66\xa5" if _bits == 16 else b"\xa5"  # keystone: only SSE's
 FIXED[64, "sysretq"] = b"\x48\x0f\x07"
 FIXED[64, "sysexitq"] = b"\x48\x0f\x35"
 #: Spellings whose width keystone guesses; the dialect does not have them.
@@ -297,8 +298,8 @@ class _Preprocessor:
         elif head in sizes:
             self._add(where, "data", args=(sizes[head], args))
         elif head in (".ascii", ".asciz"):
-            data = b"".join(_unquote(a) for a in args)
-            self._add(where, "bytes", args=(data + (b"\0" if head == ".asciz" else b""),))
+            end = b"\0" if head == ".asciz" else b""
+            self._add(where, "bytes", args=(b"".join(_unquote(a) + end for a in args),))
         elif head == ".align":
             self._add(where, "align", args=(self._number(rest, where),))
         elif head == ".space":
@@ -427,7 +428,7 @@ class Assembler:
                 return self.symbols[name]
             if self._final:
                 raise AsmError(f"{s.where}: {name} is not defined")
-            return LOAD_BASE + 0x4000  # far from here: first guess of a label still to come
+            return here  # a label still to come: the first guess
         return _evaluate(text, lookup, s.where)
 
     def _operand(self, text: str, s: _Statement, here: int) -> str:
@@ -460,6 +461,8 @@ class Assembler:
         if head in _PREFIXES:
             prefix = head + " "
             head, _, rest = rest.partition(" ")
+            if fixed := FIXED.get((s.bits, head)):
+                return bytes([_PREFIXES[prefix.strip()]]) + fixed
         if head in _AMBIGUOUS:
             raise AsmError(f"{s.where}: {head} has a width: write it with its suffix")
         self._absolute: int | None = None
@@ -480,6 +483,8 @@ class Assembler:
             selector, offset = (int(o, 16) for o in operands)
             size = 2 if (width or natural) == "w" else 4
             opcode = b"\xea" if name == "jmpf" else b"\x9a"
+            if not self._final:  # guesses may not fit yet
+                selector, offset = selector & 0xFFFF, offset & ((1 << 8 * size) - 1)
             return prefix + opcode + offset.to_bytes(size, "little") + struct.pack("<H", selector)
         # Near indirect is FF /4 (jmp) or /2 (call); the far form is the next group member.
         size = {16: "word", 32: "dword", 64: "qword"}[s.bits]
@@ -493,6 +498,8 @@ class Assembler:
             try:
                 encoded, _ = self._engines[s.bits].asm(text, here)
             except self._error as error:
+                if not self._final:  # a guess may be out of range; the last pass has no guesses
+                    return bytes(4)
                 raise AsmError(f"{s.where}: {s.name}: {error}") from error
             if not encoded:
                 raise AsmError(f"{s.where}: {s.name}: keystone gave no encoding for {text!r}")
