@@ -70,9 +70,12 @@ for _bits in (16, 32, 64):
             FIXED[_bits, f"push {_seg}"] = bytes([0x06 + 8 * _i])
             if _seg != "cs":
                 FIXED[_bits, f"pop {_seg}"] = bytes([0x07 + 8 * _i])
+    for _seg, _opcode in (("fs", 0xA0), ("gs", 0xA8)):
+        FIXED[_bits, f"push {_seg}"] = bytes([0x0F, _opcode])
+        FIXED[_bits, f"pop {_seg}"] = bytes([0x0F, _opcode + 1])
     FIXED[_bits, "sysretl"] = b"\x0f\x07"
     FIXED[_bits, "sysexitl"] = b"\x0f\x35"
-    FIXED[_bits, "ret"] = b"\xc3"
+    FIXED[_bits, "ret"] = b"\x66\xc3" if _bits == 16 else b"\xc3"  # as keystone's 16-bit call
     FIXED[_bits, "movsd"] = b"\x66\xa5" if _bits == 16 else b"\xa5"  # keystone: only SSE's
 FIXED[64, "sysretq"] = b"\x48\x0f\x07"
 FIXED[64, "sysexitq"] = b"\x48\x0f\x35"

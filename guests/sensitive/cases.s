@@ -562,7 +562,7 @@ CASE MOV_FROM_CR, cr2-after-fault, K, A
     xor eax, eax
     mov FAX, cr2
 END
-CASE MOV_FROM_CR, cr1, KU           ; no such register
+CASE MOV_FROM_CR, cr1, K            ; no such register
     .byte 0x0f, 0x20, 0xc8
 END
 CASE MOV_TO_CR, cr0, U
@@ -655,7 +655,10 @@ CASE XGETBV, osxsave-on, K, 0, 0, f_xsave
     and eax, 1
     and eax, ecx
 END
-CASE XSETBV, osxsave-off, KU
+CASE XSETBV, osxsave-off, K
+    xsetbv
+END
+CASE XSETBV, user, U, 0, 0, f_xsave, VEC_DONE, 13
     xsetbv
 END
 CASE XSETBV, osxsave-on, K, 0, 0, f_xsave
@@ -702,9 +705,9 @@ CASE RDTSC, monotonic, KU, A
     rdtsc
     sub eax, ebx
     sbb edx, ecx
-    mov eax, 0
-    jns @forward
     mov eax, 1
+    jns @forward
+    xor eax, eax
 @forward:
     nop
 END
@@ -802,9 +805,9 @@ END
 .endm
 INPUTS allowed, 0x220, 0xe4, 0xe4, 0xe4
 INPUTS denied, 0x224, 0xe0, 0xe0, 0xe0
-CASE IN, word-half-denied, KU, A    ; 0x223 is allowed, 0x224 is not
-    mov dx, 0x223
-    in ax, dx
+CASE IN, long-partly-denied, KU, A  ; 0x228-0x22a are allowed, 0x22b is not
+    mov dx, 0x228
+    in eax, dx
 END
 CASE IN, beyond-bitmap, KU, A
     mov dx, 0x5000
@@ -938,8 +941,7 @@ CASE FAR_CALL, memory, KU, A+C      ; CS as the call pushed it, and the stack af
     movzx ecx, dx
     jmp @out
 @far:
-    mov XAX, [XSP + WORD_BYTES]
-    and eax, 0xffff
+    movzx eax, word ptr [FSP + WORD_BYTES]
     XRETF
 @out:
     nop
@@ -1009,8 +1011,8 @@ CASE FAR_RET, same-ring, KU, A+C
 END
 CASE FAR_RET, immediate, KU, A+C
     mov XDX, XSP
-    push 0x11
-    push 0x22
+    push XAX
+    push XAX
     push XBP
     mov XAX, @back - CBASE
     push XAX
@@ -1044,7 +1046,7 @@ CASE FAR_RET, to-kernel, U
     XRETF
 END
 CASE IRET, same-ring, K, A+C, FL_IF + FL_CF
-    mov XDX, XSP
+    mov FDX, FSP
     PUSH_OLD_STACK
     mov eax, FL_IF + FL_CF + 2
     push XAX
@@ -1055,8 +1057,9 @@ CASE IRET, same-ring, K, A+C, FL_IF + FL_CF
     ud2
 @back:
     mov eax, cs
-    mov ecx, edx
-    sub ecx, esp
+    lea ecx, [edx + 1]              ; no flag changes
+    not ecx
+    lea ecx, [esp + ecx + 2]        ; ESP - EDX
 END
 CASE IRET, same-ring-user, U, A, FL_IF + FL_CF
     PUSH_OLD_STACK
@@ -1125,8 +1128,8 @@ END
 CASE INT_N, absent-gate, KU
     int 0x84
 END
-CASE INT_N, exception-vector, KU    ; INT 13 through a DPL-0 gate is not a real #GP
-    int 0x11
+CASE INT_N, exception-vector, KU    ; through a DPL-0 gate it is no #MF for user mode
+    int 0x10
 END
 CASE INT_N, beyond-idt, KU
     int 0xf0

@@ -407,7 +407,7 @@ init_timer:
 
 .section user
 ; For kernel cases: wait (interrupts off, line masked) until the timer's request is pending, then
-; unmask it. Clobbers AL. One copy a code width: PENDING_TIMER calls it.
+; unmask it. Clobbers AL. One copy a code width, which cases call as WAIT.
 .macro WAIT_FOR_TIMER name
 \name:
     mov al, 0x0a                ; OCW3: reads of port 0x20 give the request register

@@ -70,7 +70,7 @@ gdt_pointer:
 .word gdt_end - gdt - 1
 .long gdt, 0
 
-; I/O permission: user mode may use 0xe4-0xe7 and 0x220-0x223. The byte of ones at the end is
+; I/O permission: user mode may use 0xe4-0xe7, 0x220-0x223 and 0x228-0x22a. The byte of ones at the end is
 ; architecture: a multi-byte check reads one byte more.
 .align 16
 tss:
@@ -88,7 +88,7 @@ io_bitmap:
 .space 0xe0 / 8, 0xff
 .byte 0x0f
 .space (0x220 - 0xe8) / 8, 0xff
-.byte 0xf0
+.byte 0xf0, 0xf8
 .byte 0xff, 0xff
 tss_end:
 
