@@ -4,8 +4,9 @@
 A trap is one byte, INT3 over the first byte of the instruction: it fits everywhere, and a jump to
 the instruction still lands on it. An inline stub is reached by a 5-byte ``jmp rel32``; where the
 instruction is shorter, the instructions behind it move into the stub too (are *absorbed*). That is
-allowed for those that mean the same at another address and that cannot leave the stub: no branch,
-no fault but a stack access, no sensitive instruction.
+allowed for those that mean the same at another address: no RIP-relative operand, no sensitive
+instruction, and no branch but one that ends the region (RET, or JMP to a fixed place). Behind such a
+branch nothing falls through, so the region may run on over whatever is there.
 """
 
 from __future__ import annotations
@@ -35,8 +36,6 @@ _PLAIN = frozenset({
     x86.X86_INS_CDQ, x86.X86_INS_CDQE, x86.X86_INS_CQO, x86.X86_INS_CWDE, x86.X86_INS_XCHG,
     x86.X86_INS_PUSH, x86.X86_INS_POP,
 })
-# NOP and LEA name memory without accessing it.
-_NO_ACCESS = frozenset({x86.X86_INS_NOP, x86.X86_INS_LEA})
 _STACK = frozenset({x86.X86_INS_PUSH, x86.X86_INS_POP})
 _NOT_GENERAL = frozenset({x86.X86_REG_RIP, x86.X86_REG_EIP, x86.X86_REG_IP}) | frozenset(
     getattr(x86, f"X86_REG_{name}") for name in (
@@ -64,7 +63,7 @@ class StubPlan:
     @property
     def region(self) -> int:
         """Bytes replaced, at least `JUMP_LENGTH`."""
-        return len(self.code) + sum(map(len, self.absorbed))
+        return max(JUMP_LENGTH, len(self.code) + sum(map(len, self.absorbed)))
 
 
 def trap(code: bytes, findings: Iterable[Finding]) -> bytes:
@@ -86,8 +85,8 @@ def restore(code: bytes, original: bytes, findings: Iterable[Finding]) -> bytes:
 def absorbable(code: bytes, bits: int = 64) -> bool:
     """Whether the one instruction in ``code`` may run at another address, inside a stub.
 
-    It then cannot branch, trap or read RIP, and its only memory access may be PUSH or POP of a
-    whole general register (or PUSH of an immediate).
+    It then cannot branch, trap or read RIP. It may fault: a stub says for each absorbed
+    instruction where the guest has it (`stubs.Point`).
     """
     found, count, consumed = _scan.scan(bits, code, len(code), 0, selection("all"))
     if found or count != 1 or consumed != len(code):
@@ -102,11 +101,22 @@ def absorbable(code: bytes, bits: int = 64) -> bool:
             if insn.id in _STACK and (operand.size * 8 != bits or operand.reg in _STACK_POINTER):
                 return False
         elif operand.type == x86.X86_OP_MEM:
-            if insn.id not in _NO_ACCESS:
-                return False
-            if {operand.mem.base, operand.mem.index} & _NOT_GENERAL and insn.id == x86.X86_INS_LEA:
+            if {operand.mem.base, operand.mem.index} & _NOT_GENERAL:
                 return False
     return not (insn.id in _STACK and insn.prefix[2])
+
+
+def ends_region(code: bytes, address: int, bits: int = 64) -> int | None:
+    """For an instruction after which nothing falls through: its target, or 0 for RET; else None.
+
+    ``code``: one whole instruction, at ``address``.
+    """
+    if code == b"\xC3":
+        return 0
+    if code[:1] == b"\xEB" and len(code) == 2 or code[:1] == b"\xE9" and len(code) == 5:
+        distance = int.from_bytes(code[1:], "little", signed=True)
+        return address + len(code) + distance & (1 << bits) - 1
+    return None
 
 
 def plan_stub(code: bytes, finding: Finding, limit: int | None = None) -> StubPlan | None:
@@ -118,7 +128,7 @@ def plan_stub(code: bytes, finding: Finding, limit: int | None = None) -> StubPl
     end = len(code) if limit is None else min(limit, len(code))
     end = min(end, finding.offset + PAGE - finding.address % PAGE)
     at = finding.offset + finding.length
-    if at > end:
+    if at > end or finding.offset + JUMP_LENGTH > end:
         return None
     absorbed: list[bytes] = []
     while at - finding.offset < JUMP_LENGTH:
@@ -126,10 +136,13 @@ def plan_stub(code: bytes, finding: Finding, limit: int | None = None) -> StubPl
         if insn is None:
             return None
         piece = code[at:at + insn[1]]
+        at += len(piece)
+        if ends_region(piece, 0, finding.bits) is not None:
+            absorbed.append(piece)
+            break
         if not absorbable(piece, finding.bits):
             return None
         absorbed.append(piece)
-        at += len(piece)
     return StubPlan(finding.offset, finding.address, finding.row, finding.bits, finding.code,
                     tuple(absorbed))
 

@@ -35,7 +35,7 @@ from functools import lru_cache
 import keystone
 
 from translator import vcpupage
-from translator.rewriter import jump
+from translator.rewriter import JUMP_LENGTH, ends_region, jump
 from translator.scanner import disassembler
 
 MAX_STUB = 160         # bytes: no stub is longer
@@ -264,15 +264,28 @@ def make_stub(row_name: str, insn: bytes, absorbed: tuple[bytes, ...] | list[byt
     traps = tuple(offset for line, offset in zip(lines, offsets, strict=True)
                   if line.text == "int3")
     resume = len(code)
+    falls_through = True
     for piece in absorbed:
         points.append(Point(len(code), AFTER, next_address))
-        code += piece
+        target = ends_region(piece, next_address, bits)
+        if target:
+            far = jump(stub_address + len(code), target, bits)
+            if far is None:
+                return None
+            code += far
+        else:
+            code += piece
+        falls_through = target is None
         next_address += len(piece)
-    points.append(Point(len(code), AFTER, next_address))
-    back = jump(stub_address + len(code), next_address, bits)
-    if back is None or jump(site_address, stub_address, bits) is None:
+    if falls_through:
+        points.append(Point(len(code), AFTER, next_address))
+        back = jump(stub_address + len(code), next_address, bits)
+        if back is None:
+            return None
+        code += back
+    if jump(site_address, stub_address, bits) is None:
         return None
-    code += back
     if stub_address % PAGE + len(code) > PAGE:
         raise ValueError(f"stub of {len(code)} bytes at {stub_address:#x} crosses a page boundary")
-    return Stub(code, traps, tuple(points), next_address - site_address, len(absorbed), resume)
+    region = max(JUMP_LENGTH, next_address - site_address)
+    return Stub(code, traps, tuple(points), region, len(absorbed), resume)

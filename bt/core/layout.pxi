@@ -113,11 +113,14 @@ cdef int layout_find(uc_engine *uc, Env **env_out, char **cpu_out) except -1:
     """Find CPUState and CPUX86State by sixteen register values planted through the public API.
 
     Every pointer-like word at the start of the engine is tried; CPUState is the one that has a
-    block with the planted registers within CPU_SPAN and, inside itself, a pointer to that block.
+    block with the planted registers within CPU_SPAN and, inside itself, pointers to that block
+    (env_ptr) and to the engine (uc). Other objects may lie before it on the heap and see the same
+    block further on, so the nearest one counts.
     """
     cdef uint64_t planted[16]
     cdef uint64_t word
     cdef uint64_t found
+    cdef uint64_t best = 0
     cdef int i
     cdef size_t off, at
     cdef size_t chunk = CPU_SPAN
@@ -143,13 +146,17 @@ cdef int layout_find(uc_engine *uc, Env **env_out, char **cpu_out) except -1:
                 if memcmp(body + at, planted, sizeof(planted)) != 0:
                     continue
                 found = word + at
-                if points_to(body, at, found):
+                if points_to(body, at, found) and points_to(body, at, <uint64_t>uc) and \
+                        word > best:
+                    best = word
                     env_out[0] = <Env *>found
                     cpu_out[0] = <char *>word
-                    for i in range(16):
-                        env_out[0].regs[i] = 0
-                    return 0
-        raise RuntimeError("unicorn's CPU state was not found: this needs unicorn 2.1.4 x86-64")
+                break
+        if best == 0:
+            raise RuntimeError(
+                "unicorn's CPU state was not found: this needs unicorn 2.1.4 x86-64")
+        memset(env_out[0].regs, 0, sizeof(planted))
+        return 0
     finally:
         free(head)
         free(body)

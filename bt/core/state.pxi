@@ -139,6 +139,7 @@ cdef struct Site:               # one rewritten instruction
     uint8_t bits
     uint8_t region              # bytes the stub's jump stands for
     uint8_t fixed               # must stay a trap
+    uint8_t detours             # times control came to the middle of the stub's region
 
 cdef struct CodePage:           # a guest page in the code state
     uint32_t gpn

@@ -17,6 +17,7 @@ from translator._scan cimport Finding, scan_block
 cdef enum:
     MAX_FINDINGS = 64
     MAX_BLOCK = 4096 + 64
+    MAX_DETOURS = 64            # entries in the middle after which a stub costs more than it saves
 
 cdef void on_block(uc_engine *uc, uc_tb *block, uc_tb *previous, void *data) noexcept nogil:
     cdef Vm *vm = <Vm *>data
@@ -124,8 +125,10 @@ cdef int inside_stub(Vm *vm, CodePage *page, uint64_t gva) noexcept nogil:
             at = site.gpa & 0xfff
             if at < offset < at + site.region:
                 stub = vm.stub_at[site.stub]
+                site.detours += 1
                 for i in range(stub.n_points):
-                    if stub.points[i].clean and stub.points[i].gva == gva:
+                    if stub.points[i].clean and stub.points[i].gva == gva and \
+                            site.detours < MAX_DETOURS:
                         vm.env.eip = WINDOW + stub.start + stub.points[i].offset
                         return 1
                 unstub(vm, page, site)
@@ -146,14 +149,20 @@ cdef void unstub(Vm *vm, CodePage *page, Site *site) noexcept nogil:
     vm.exits[EXIT_UNSTUB] += 1
 
 cdef int stub_region_free(Vm *vm, Site *site, int region) noexcept nogil:
-    """Whether no other site and no known block start lies inside the region of a planned stub."""
+    """Whether no other site and no known block start lies inside the region of a planned stub.
+
+    Every trap starts a block behind itself, so that one start is no news; control that comes to it
+    again goes on inside the stub (see inside_stub).
+    """
     cdef CodePage *page = vm.code[site.gpa >> 12]
     cdef uint32_t at = site.gpa & 0xfff
     cdef uint32_t i
     if page == NULL or page.copy < 0 or at + region > 4096:
         return 0
     for i in range(at + 1, at + region):
-        if page.starts[i >> 3] & (1 << (i & 7)) or site_at(vm, (site.gpa & ~<uint64_t>0xfff) | i):
+        if page.starts[i >> 3] & (1 << (i & 7)) and i != at + site.length:
+            return 0
+        if site_at(vm, (site.gpa & ~<uint64_t>0xfff) | i):
             return 0
     return 1
 

@@ -23,14 +23,23 @@ END
 CASE STI, sets-if, K, 0, FL_IF
     sti
 END
-CASE STI, shadow, K, A              ; a pending tick comes after the instruction behind STI
+CASE STI, shadow, K, A              ; 1: the pending tick came, and not before the NOP behind STI
     call WAIT
     sti
     nop
+@allowed:
     nop
     nop
     cli
-    mov eax, [first_tick_ip - DBASE]
+    mov ecx, [first_tick_ip - DBASE]
+    xor eax, eax
+    cmp dword ptr [ticks - DBASE], 0
+    je @early
+    cmp ecx, @allowed - case_start
+    jb @early
+    inc eax
+@early:
+    nop
 END
 CASE PUSHF, pushf, KU, A            ; IF is off in kernel cases, on in user cases; IOPL is 0
     XPUSHF

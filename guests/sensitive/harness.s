@@ -45,6 +45,7 @@ label_\@: .asciz "\label"
 .section user
 .bits BITS
 case_\@:
+.equ case_start, case_\@
 .endm
 .macro END
     int VEC_DONE
