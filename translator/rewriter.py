@@ -5,8 +5,8 @@ A trap is one byte, INT3 over the first byte of the instruction: it fits everywh
 the instruction still lands on it. An inline stub is reached by a 5-byte ``jmp rel32``; where the
 instruction is shorter, the instructions behind it move into the stub too (are *absorbed*). That is
 allowed for those that mean the same at another address: no RIP-relative operand, no sensitive
-instruction, and no branch but one that ends the region (RET, or JMP to a fixed place). Behind such a
-branch nothing falls through, so the region may run on over whatever is there.
+instruction, and no branch but one that ends the region (RET, or JMP to a fixed place). Behind such
+a branch nothing falls through, so the region may run on over whatever is there.
 """
 
 from __future__ import annotations

@@ -268,7 +268,7 @@ def make_stub(row_name: str, insn: bytes, absorbed: tuple[bytes, ...] | list[byt
     for piece in absorbed:
         points.append(Point(len(code), AFTER, next_address))
         target = ends_region(piece, next_address, bits)
-        if target:
+        if target is not None and len(piece) > 1:       # a JMP: it needs a new displacement
             far = jump(stub_address + len(code), target, bits)
             if far is None:
                 return None

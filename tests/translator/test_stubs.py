@@ -29,8 +29,10 @@ from translator import stubs, vcpupage
 from translator.rewriter import absorbable, jump
 
 ABSORBED = {
-    64: ["90", "4889c8", "51", "5a", "4801d1", "488d4c0a08", "31d2", "4150", "415f", "4883e908"],
-    32: ["90", "89c8", "51", "5a", "01d1", "8d4c0a08", "31d2", "6a07", "40"],
+    64: ["90", "4889c8", "51", "5a", "4801d1", "488d4c0a08", "31d2", "4150", "415f", "4883e908",
+         "488b0c24", "48011424", "8f0424"],
+    32: ["90", "89c8", "51", "5a", "01d1", "8d4c0a08", "31d2", "6a07", "40", "8b0c24",
+         "011424"],
 }
 LOADS = {
     64: [("MOV_FROM_SEG", code) for code in (
@@ -152,6 +154,33 @@ def test_flag_instruction_does_what_the_native_one_does(bits, row, code, data):
         # What an interrupted attempt left below the stack pointer is nobody's.
         assert result.stack == expected.stack
     assert result == expected
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("ending,target", [
+    ("c3", CODE + 0x80), ("eb10", CODE + 0x14), ("ebfb", CODE - 1 + 0),
+    ("e900010000", CODE + 0x107),
+])
+@settings(max_examples=20, deadline=None)
+@given(data=st.data())
+def test_absorbed_branch_goes_where_it_went(bits, ending, target, data):
+    state = data.draw(states(bits))
+    set_stack_word(state, bits, CODE + 0x80)
+    absorbed = [b"\x90", bytes.fromhex(ending)]
+    stub = stubs.make_stub("CLI", b"\xfa", absorbed, CODE, STUB, VCPU[bits], bits)
+    machine = cpu(bits, 1)
+    place(machine, stub)
+    machine.load(state)
+    machine.set_fields(VIF=IF, VIOPL=0)
+    machine.run(target)
+    assert machine.field(vcpupage.VIF) == 0
+    expected = copy.deepcopy(state)
+    expected.ip = target
+    if ending == "c3":
+        expected.sp += bits // 8
+    assert machine.save() == expected
+    # Each point from the absorbed part on stands for the instruction at the same place.
+    assert [p.orig - CODE for p in stub.points if p.clean] == [1, 2]
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -293,6 +322,11 @@ def test_points_are_in_order_and_cover_the_absorbed_instructions(bits, row, code
 @pytest.mark.parametrize("bits", BITS)
 def test_the_absorbed_instructions_of_these_tests_are_absorbable(bits):
     assert all(absorbable(bytes.fromhex(code), bits) for code in ABSORBED[bits])
+
+
+def test_absorbed_jump_to_address_zero_is_moved_too():
+    stub = stubs.make_stub("CLI", b"\xfa", [jump(CODE + 1, 0)], CODE, STUB, VCPU[64])
+    assert stub.code[stub.resume:] == jump(STUB + stub.resume, 0)
 
 
 @pytest.mark.parametrize("row,code,bits", [
