@@ -11,6 +11,7 @@ from pathlib import Path
 QEMU = "qemu-system-x86_64"
 #: Intel's vendor string: SYSENTER in long mode and SYSCALL outside it differ on AMD.
 CPU = "qemu64,vendor=GenuineIntel"
+ROOT = Path(__file__).parents[2]  #: where `python -m bt` finds this tree's package
 TIMEOUT = 120  #: seconds, generous: a guest that hangs must not hang the tests
 
 
@@ -38,13 +39,16 @@ def run_qemu(image: Path, cpu: str = CPU) -> tuple[str, int]:
 def run_bt(image: Path, engine: str) -> tuple[str, int]:
     """(what it printed, the process's exit status) of ``bt run IMAGE --engine ENGINE``."""
     done = _run([sys.executable, "-m", "bt", "run", str(image), "--engine", engine, "--mem", "64M"])
+    if done.returncode in (1, 2):  # a traceback, or our own complaint: nothing the guest did
+        raise RunFailed(f"bt ended with {done.returncode}:\n"
+                        f"{done.stderr.decode(errors='replace')[-2000:]}")
     return _text(done.stdout), done.returncode
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
     try:
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True,
-                              timeout=TIMEOUT, check=False)
+                              cwd=ROOT, timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:
         raise RunFailed(f"{command[0]} did not end within {TIMEOUT} s; it printed\n"
                         f"{(error.stdout or b'').decode(errors='replace')[-2000:]}") from error

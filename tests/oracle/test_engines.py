@@ -18,10 +18,12 @@ pytestmark = pytest.mark.qemu
 
 #: Lines on which a kernel at CPL 1 that nobody translates sees the truth (Robin and Irvine's list).
 HOLES = (
-    "PUSHF.after-sti", "POPF.sets-if", "POPF.clears-if-after-sti", "SGDT.limit-base",
-    "SIDT.limit-base", "SLDT.after-lldt", "STR.register", "MOV_FROM_SEG.cs", "MOV_FROM_SEG.ss",
-    "SMSW.register", "LAR.kernel-code", "LSL.kernel-data", "VERR.kernel-data", "VERW.kernel-data",
+    "POPF.sets-if", "POPF.clears-if-after-sti", "POPF.iopl", "SGDT.limit-base",
+    "SIDT.limit-base", "SLDT.after-lldt", "STR.register", "SMSW.register", "MOV_FROM_SEG.cs",
+    "MOV_FROM_SEG.ss", "LAR.kernel-code", "LSL.kernel-data", "VERR.kernel-data",
+    "VERW.kernel-data", "FAR_JMP.memory", "FAR_RET.same-ring",
 )
+HOLES32 = ("PUSH_SEG.cs", "PUSH_SEG.ss", "POPF.sets-if", "SMSW.register", "FAR_CALL.direct-kernel")
 
 
 def expected(native_output: str) -> dict[str, str]:
@@ -46,11 +48,13 @@ def test_bt_shows_no_hole(native, name):
     assert status == 0
 
 
-def test_trap_shows_the_holes(native):
-    output, _ = runners.run_bt(guests.image("sensitive"), "trap")
-    wanted, seen = expected(native("sensitive")[0]), runners.results(output)
-    for hole in HOLES:
-        line = f"{hole} 64-bit kernel"
+@pytest.mark.parametrize(("name", "lines"), [
+    ("sensitive", [f"{hole} 64-bit kernel" for hole in HOLES]),
+    ("sensitive32", [f"{hole} {bits}-bit kernel" for hole in HOLES32 for bits in (16, 32)])])
+def test_trap_shows_the_holes(native, name, lines):
+    output, _ = runners.run_bt(guests.image(name), "trap")
+    wanted, seen = expected(native(name)[0]), runners.results(output)
+    for line in lines:
         assert line in seen, f"the run ended before {line}"
         assert seen[line] != wanted[line], f"{line} is no hole any more"
 
