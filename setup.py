@@ -27,8 +27,12 @@ class BuildExt(build_ext):
     build environment, which is gone when the build is done.
     """
 
+    def finalize_options(self):
+        super().finalize_options()
+        self._in_place = bool(self.inplace)     # setuptools clears it while it builds
+
     def build_extension(self, ext):
-        if self.inplace or self.editable_mode:
+        if self._in_place or self.editable_mode:
             site = sysconfig.get_path("platlib")
             ext.extra_link_args.append(f"-Wl,-rpath,{site}/unicorn/lib")
         super().build_extension(ext)
