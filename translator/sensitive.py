@@ -206,7 +206,8 @@ _row("MOV_TO_DR", "privileged", "debug registers", _group(1, 0x23), reads="DR7 C
 _row("STAC", "privileged", "control registers", _0f01(0xCB), reads="CPL CR4", writes="AC")
 _row("CLAC", "privileged", "control registers", _0f01(0xCA), reads="CPL CR4", writes="AC")
 _row("XGETBV", "wanted", "control registers", _0f01(0xD0), reads="XCR0 CR4", user=True)
-_row("XSETBV", "privileged", "control registers", _0f01(0xD1), reads="CPL CR4", writes="XCR0")
+_row("XSETBV", "privileged", "control registers", _0f01(0xD1), reads="CPL CR4", writes="XCR0",
+     user=True)
 
 # -- model-specific registers, time, identity --------------------------------------------------
 _row("RDMSR", "privileged", "msr", *_0f(0x32), reads="MSR CPL")

@@ -46,6 +46,10 @@ cdef void run_guest(Vm *vm) noexcept nogil:
             take_irq(vm)
             if vm.stop:
                 return
+        if vm.halted:
+            # Woken for something that is not an interrupt to the guest: it sleeps on.
+            vm.stop = STOP_HLT
+            return
         vm.stop_now = 0
         err = uc_emu_start(vm.uc, vm.env.eip, 0, 0, 0)
         if vm.fill_refused:

@@ -260,16 +260,8 @@ cdef int far_target(Vm *vm, Insn *insn, uint64_t *selector, uint64_t *offset) no
     return 0
 
 cdef int far_code(Vm *vm, uint64_t selector, uint32_t *e) noexcept nogil:
-    """Check the target of a direct far JMP or CALL; the CPL stays."""
-    if selector & 0xfffc == 0:
-        return fault(vm, EX_GP, 0)
-    if descriptor_read(vm, <uint32_t>selector, e) != 0:
-        return -1
-    if not e[1] & D_S:
-        vm.stop = STOP_UNSUPPORTED
-        vm.message = b"the guest used a call gate or a task segment"
-        return -1
-    if not e[1] & D_CODE:
+    """Check the code segment a direct far JMP or CALL names; the CPL stays."""
+    if e[1] & (D_S | D_CODE) != D_S | D_CODE:
         return fault(vm, EX_GP, selector & 0xfffc)
     if e[1] & D_C:
         if descriptor_dpl(e[1]) > vm.cpl:
@@ -278,6 +270,122 @@ cdef int far_code(Vm *vm, uint64_t selector, uint32_t *e) noexcept nogil:
         return fault(vm, EX_GP, selector & 0xfffc)
     if not e[1] & D_P:
         return fault(vm, EX_NP, selector & 0xfffc)
+    return 0
+
+cdef struct Gate:               # a call gate, read
+    uint64_t offset
+    uint32_t selector
+    uint32_t code[2]            # descriptor of the code segment behind it
+    int size                    # of what it pushes: 2, 4 or 8 bytes
+    int params                  # words to copy from the caller's stack
+    int cpl                     # after the transfer
+
+cdef int read_gate(Vm *vm, uint64_t selector, uint32_t *e, bint is_call, Gate *gate) noexcept nogil:
+    """A system descriptor as the target of a far JMP or CALL (SDM vol. 3, 5.8.3)."""
+    cdef int kind = (e[1] >> 8) & 0x1f
+    cdef uint32_t high[2]
+    cdef uint64_t address
+    if (vm.efer & EFER_LMA and kind != 0xc) or (kind != 0xc and kind != 4 and
+                                                not is_task(kind)):
+        return fault(vm, EX_GP, selector & 0xfffc)
+    if is_task(kind):
+        vm.stop = STOP_UNSUPPORTED
+        vm.message = b"the guest used a task switch"
+        return -1
+    if descriptor_dpl(e[1]) < vm.cpl or descriptor_dpl(e[1]) < <int>(selector & 3):
+        return fault(vm, EX_GP, selector & 0xfffc)
+    if not e[1] & D_P:
+        return fault(vm, EX_NP, selector & 0xfffc)
+    gate.selector = e[0] >> 16
+    gate.offset = (e[0] & 0xffff) | (e[1] & <uint64_t>0xffff0000 if kind == 0xc else 0)
+    gate.size = 4 if kind == 0xc else 2
+    gate.params = e[1] & 31
+    if vm.efer & EFER_LMA:
+        if descriptor_at(vm, (<uint32_t>selector & 0xfffc) + 8, &address) != 0:
+            return fault(vm, EX_GP, selector & 0xfffc)
+        if read_virt(vm, address, high, 8, False) != 0:
+            return -1
+        if high[1] & 0x1f00:
+            return fault(vm, EX_GP, selector & 0xfffc)
+        gate.offset |= <uint64_t>high[0] << 32
+        gate.size = 8
+        gate.params = 0
+    if gate_code(vm, gate.selector, gate.code, &gate.cpl) != 0:
+        return -1
+    if vm.efer & EFER_LMA and gate.code[1] & (D_L | D_B) != D_L:
+        return fault(vm, EX_GP, gate.selector & 0xfffc)
+    if not is_call and gate.cpl != vm.cpl:
+        return fault(vm, EX_GP, gate.selector & 0xfffc)
+    return 0
+
+cdef inline bint is_task(int kind) noexcept nogil:
+    """TSS (available or busy) or task gate."""
+    return kind == 1 or kind == 3 or kind == 5 or kind == 9 or kind == 11
+
+cdef int call_gate(Vm *vm, Gate *gate) noexcept nogil:
+    """Far CALL through a call gate: 0, or -1 with nothing changed."""
+    cdef Env *env = vm.env
+    cdef uint64_t words[36]
+    cdef uint64_t value, base, mask, rsp
+    cdef uint32_t ss[2]
+    cdef uint32_t pair[2]
+    cdef uint32_t new_ss = 0
+    cdef uint8_t frame[288]
+    cdef int i, count = 2
+    words[0] = vm.next_rip
+    words[1] = virtual_cs(vm)
+    if gate.cpl == vm.cpl:
+        base = 0 if vm.env.hflags & HF_CS64 else env.segs[R_SS].base
+        mask = stack_pointer_mask(vm)
+        rsp = env.regs[RSP]
+    else:
+        for i in range(gate.params):
+            if peek_stack(vm, i * gate.size, &words[2 + i], gate.size) != 0:
+                return -1
+        count += gate.params
+        words[count] = env.regs[RSP]
+        words[count + 1] = virtual_ss(vm)
+        count += 2
+        if vm.efer & EFER_LMA:
+            if read_virt(vm, vm.tr.base + 4, &rsp, 8, False) != 0:
+                return -1
+            base = 0
+            mask = ~<uint64_t>0
+        else:
+            if read_virt(vm, vm.tr.base + 4, pair, 8, False) != 0:
+                return -1
+            new_ss = pair[1] & 0xffff
+            if new_ss & 0xfffc == 0 or descriptor_read(vm, new_ss, ss) != 0 or \
+                    <int>(new_ss & 3) != gate.cpl or descriptor_dpl(ss[1]) != gate.cpl or \
+                    ss[1] & (D_S | D_CODE | D_RW) != D_S | D_RW:
+                return fault(vm, EX_TS, new_ss & 0xfffc)
+            if not ss[1] & D_P:
+                return fault(vm, EX_SS, new_ss & 0xfffc)
+            base = descriptor_base(ss[0], ss[1])
+            mask = stack_mask(ss[1])
+            rsp = pair[0]
+    for i in range(count):
+        value = words[i]
+        memcpy(frame + i * gate.size, &value, gate.size)
+    rsp -= count * gate.size
+    value = base + (rsp & mask)
+    if not vm.efer & EFER_LMA:
+        value &= <uint64_t>0xffffffff
+    if write_virt(vm, value, frame, count * gate.size, gate.cpl == 3) != 0:
+        return -1
+    descriptor_touch(vm, gate.selector, gate.code)
+    segment_cache(vm, R_CS, gate.selector, gate.code)
+    if gate.cpl != vm.cpl:
+        if vm.efer & EFER_LMA:
+            segment_null(vm, R_SS, gate.cpl)
+            env.segs[R_SS].flags = FLAT_DATA
+        else:
+            descriptor_touch(vm, new_ss, ss)
+            segment_cache(vm, R_SS, new_ss, ss)
+    env.regs[RSP] = (rsp & mask) if gate.cpl != vm.cpl else \
+        (env.regs[RSP] & ~mask) | (rsp & mask)
+    env.eip = gate.offset
+    set_cpl(vm, gate.cpl, get_flags(vm))
     return 0
 
 cdef void far_go(Vm *vm, uint64_t selector, uint32_t *e, uint64_t offset) noexcept nogil:
@@ -294,35 +402,58 @@ cdef void far_real(Vm *vm, uint64_t selector, uint64_t offset) noexcept nogil:
     vm.env.eip = offset & 0xffff
     update_hflags(vm)
 
-cdef void do_far_jmp(Vm *vm, Insn *insn) noexcept nogil:
-    cdef uint64_t selector, offset
-    cdef uint32_t e[2]
-    if far_target(vm, insn, &selector, &offset) != 0:
-        raise_pending(vm)
-    elif not vm.cr0 & CR0_PE:
-        far_real(vm, selector, offset)
-    elif far_code(vm, selector, e) != 0:
-        far_failed(vm)
-    else:
-        far_go(vm, selector, e, offset)
-
 cdef void far_failed(Vm *vm) noexcept nogil:
     if vm.stop:
         leave(vm)
     else:
         raise_pending(vm)
 
+cdef int far_descriptor(Vm *vm, uint64_t selector, uint32_t *e) noexcept nogil:
+    if selector & 0xfffc == 0:
+        return fault(vm, EX_GP, 0)
+    return descriptor_read(vm, <uint32_t>selector, e)
+
+cdef void do_far_jmp(Vm *vm, Insn *insn) noexcept nogil:
+    cdef uint64_t selector, offset
+    cdef uint32_t e[2]
+    cdef Gate gate
+    if far_target(vm, insn, &selector, &offset) != 0:
+        raise_pending(vm)
+    elif not vm.cr0 & CR0_PE:
+        far_real(vm, selector, offset)
+    elif far_descriptor(vm, selector, e) != 0:
+        raise_pending(vm)
+    elif not e[1] & D_S:
+        if read_gate(vm, selector, e, False, &gate) != 0:
+            far_failed(vm)
+        else:
+            far_go(vm, (gate.selector & 0xfffc) | vm.cpl, gate.code, gate.offset)
+    elif far_code(vm, selector, e) != 0:
+        raise_pending(vm)
+    else:
+        far_go(vm, selector, e, offset)
+
 cdef void do_far_call(Vm *vm, Insn *insn) noexcept nogil:
     cdef uint64_t selector, offset
     cdef uint32_t e[2]
+    cdef Gate gate
     cdef int size = insn.opsize
     cdef uint64_t saved = vm.env.regs[RSP]
+    cdef bint protected = (vm.cr0 & CR0_PE) != 0
     if far_target(vm, insn, &selector, &offset) != 0:
         raise_pending(vm)
         return
-    if vm.cr0 & CR0_PE and far_code(vm, selector, e) != 0:
-        far_failed(vm)
-        return
+    if protected:
+        if far_descriptor(vm, selector, e) != 0:
+            raise_pending(vm)
+            return
+        if not e[1] & D_S:
+            if read_gate(vm, selector, e, True, &gate) != 0 or call_gate(vm, &gate) != 0:
+                far_failed(vm)
+            return
+        if far_code(vm, selector, e) != 0:
+            raise_pending(vm)
+            return
     if push(vm, virtual_cs(vm), size) != 0:
         raise_pending(vm)
         return
@@ -330,7 +461,7 @@ cdef void do_far_call(Vm *vm, Insn *insn) noexcept nogil:
         vm.env.regs[RSP] = saved
         raise_pending(vm)
         return
-    if vm.cr0 & CR0_PE:
+    if protected:
         far_go(vm, selector, e, offset)
     else:
         far_real(vm, selector, offset)
