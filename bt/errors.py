@@ -25,6 +25,6 @@ class InputError(BtError):
 
 
 class GuestDied(BtError):
-    """The guest cannot go on (triple fault, panic, shutdown). The text is the report's first line."""
+    """The guest cannot go on (triple fault, panic, shutdown): its text opens the report."""
 
     exit_status = EXIT_GUEST_DIED
