@@ -258,8 +258,8 @@ _row("INT_N", "sensitive", "control transfer", *_op(0xCD), reads="IDT GDT CPL IO
 # The next five reach a VMM by themselves: as an interrupt or through the entry MSRs.
 _row("INT3", "sensitive", "control transfer", *_op(0xCC), reads="IDT GDT CPL", kernel=False,
      writes="CS SS CPL flags IF", traps=True, source="SDM 2 INT n/INTO/INT3/INT1")
-_row("INT1", "sensitive", "control transfer", *_op(0xF1), reads="IDT GDT CPL", kernel=False,
-     writes="CS SS CPL flags IF", traps=True, source="SDM 2 INT n/INTO/INT3/INT1")
+_row("INT1", "sensitive", "control transfer", *_op(0xF1), reads="IDT GDT CPL", user=True,
+     writes="CS SS CPL flags IF", source="SDM 2 INT n/INTO/INT3/INT1")
 _row("INTO", "sensitive", "control transfer", *_op(0xCE, modes=LEGACY), reads="IDT GDT CPL OF",
      writes="CS SS CPL flags IF", kernel=False, traps=True,
      source="SDM 2 INT n/INTO/INT3/INT1")
