@@ -31,6 +31,7 @@ cdef extern from *:
     """
     void tlb_flush_page "tlb_flush_page_x86_64" (void *cpu, uint64_t address) nogil
 
+cimport cython
 from cpython.buffer cimport (PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer)
 
 from translator import vcpupage as _page
@@ -141,6 +142,9 @@ _ASSISTED = ("MOV_TO_SEG", "POP_SEG", "LOAD_FAR_PTR", "FAR_CALL", "FAR_JMP", "FA
              "RDTSC", "RDTSCP")
 
 
+# The collector may not clear a Vcpu in a cycle: it would release the buffers behind the running
+# engine, and behind the objects that exported them. They are released in __dealloc__.
+@cython.no_gc_clear
 cdef class Vcpu:
     """One virtual CPU with its memory.
 
@@ -305,7 +309,10 @@ cdef class Vcpu:
         """Run one block of our own: Unicorn reports new blocks only when one ran before."""
         cdef Vm *vm = self.vm
         cdef int translate = vm.translate
-        vm.window[WINDOW_STUBS] = 0xcc
+        memset(vm.window, 0, WINDOW_STUBS)          # the self-tests used it
+        # JMP to the next instruction, INT3. Only a block that ends in an orderly way is remembered
+        # as the one that "ran before"; one that ends in an exception is not.
+        memcpy(vm.window + WINDOW_STUBS, b"\xeb\x00\xcc", 3)
         vm.stub_next += 64
         vm.window_on = 1
         vm.warming = 1
@@ -327,6 +334,7 @@ cdef class Vcpu:
         vm.translate = translate
         flush_tlb(vm)
         memset(vm.exits, 0, sizeof(vm.exits))
+        vm.recent_at = 0
 
     def __dealloc__(self):
         cdef Vm *vm = self.vm
