@@ -167,7 +167,8 @@ class Machine:
                 self._running = True
                 why = vcpu.run(timers.next_deadline())
                 self._running = False
-                if why == core.KICKED:
+                if why == core.KICKED or self._ended is not None:
+                    # Engine trap finishes the block of the OUT that ended the machine, HLT and all.
                     continue
                 if why == core.HALTED:
                     self._halt()
