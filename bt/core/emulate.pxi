@@ -367,7 +367,7 @@ cdef bint write_cr0(Vm *vm, uint64_t value) noexcept nogil:
     if (old ^ value) & (CR0_PG | CR0_WP | CR0_PE):
         flush_tlb(vm)
         update_hflags(vm)
-    update_fpu_flags(vm)
+    update_features(vm)
     publish_crs(vm)
     return True
 
@@ -383,7 +383,7 @@ cdef bint write_cr4(Vm *vm, uint64_t value) noexcept nogil:
     vm.cr4 = value
     if (old ^ value) & (CR4_PSE | CR4_PAE | CR4_PGE):
         flush_tlb(vm)
-    update_fpu_flags(vm)
+    update_features(vm)
     publish_crs(vm)
     return True
 
@@ -491,7 +491,7 @@ cdef void do_clts(Vm *vm, Insn *insn) noexcept nogil:
     if kernel_only(vm):
         vm.cr0 &= ~CR0_TS
         vm.page[PG_CR0] = vm.cr0
-        update_fpu_flags(vm)
+        update_features(vm)
 
 cdef void do_undefined(Vm *vm, Insn *insn) noexcept nogil:
     """Instructions of features this vCPU's CPUID does not announce."""
@@ -626,6 +626,7 @@ cdef void do_wrmsr(Vm *vm, Insn *insn) noexcept nogil:
             if (value ^ vm.efer) & EFER_NXE:
                 flush_tlb(vm)
             vm.efer = (value & ~EFER_LMA) | (vm.efer & EFER_LMA)
+            update_features(vm)
     elif msr == MSR_STAR:
         vm.star = value
     elif msr == MSR_LSTAR:

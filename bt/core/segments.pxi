@@ -60,13 +60,15 @@ cdef void update_hflags(Vm *vm) noexcept nogil:
             hf |= HF_ADDSEG
     env.hflags = hf
 
-cdef void update_fpu_flags(Vm *vm) noexcept nogil:
-    """CR0.MP/EM/TS and CR4.OSFXSR are real: Unicorn raises #NM and #UD for the guest."""
+cdef void update_features(Vm *vm) noexcept nogil:
+    """CR0.MP/EM/TS, CR4.OSFXSR and EFER.SCE are real: Unicorn raises #NM and #UD for the guest."""
     cdef uint32_t hf = vm.env.hflags & ~<uint32_t>(HF_MP | HF_EM | HF_TS | HF_OSFXSR)
     hf |= <uint32_t>((vm.cr0 & (CR0_MP | CR0_EM | CR0_TS)) << 8)
     if vm.cr4 & CR4_OSFXSR:
         hf |= HF_OSFXSR
     vm.env.hflags = hf
+    # SCE decides between #UD and #GP for SYSRET outside the kernel, before privilege does.
+    (<uint64_t *>(<char *>vm.env + OFF_EFER))[0] = EFER_LMA | EFER_LME | (vm.efer & EFER_SCE)
     vm.env.cr[0] = CR0_PE | CR0_ET | (vm.cr0 & (CR0_MP | CR0_EM | CR0_TS | CR0_NE))
     # TSD makes RDTSC fault outside ring 0; FSGSBASE lets the SWAPGS stub work. Without the guest's
     # own CR4.FSGSBASE its user code could use the instructions too: documented in docs/quirks.md.

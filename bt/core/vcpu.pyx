@@ -323,7 +323,7 @@ cdef class Vcpu:
         vm.cr3 = vm.ram_size        # no tables: nothing but the window is mapped
         enter_flat(vm, R_CS, 1, FLAT_CODE | D_L)
         enter_flat(vm, R_SS, 1, FLAT_DATA)
-        update_fpu_flags(vm)
+        update_features(vm)
         set_cpl(vm, 0, 2)
         vm.env.eip = WINDOW + WINDOW_STUBS
         run_guest(vm)
@@ -432,7 +432,7 @@ cdef class Vcpu:
                 env.segs[seg].selector = 0
                 env.segs[seg].limit = 0xffff
         vm.cpl = 0
-        update_fpu_flags(vm)
+        update_features(vm)
         publish_crs(vm)
         if bits == 16:
             update_hflags(vm)
