@@ -26,6 +26,7 @@ cdef enum:
 cdef uint64_t PTE_NX = <uint64_t>1 << 63
 cdef uint64_t PTE_ADDRESS = 0x000ffffffffff000
 cdef uint64_t PTE_RESERVED = 0x000fff0000000000      # above MAXPHYADDR = 40, below bit 52
+cdef uint64_t PTE_HIGH = 0x7ff0000000000000          # ignored in 4-level paging, reserved in PAE
 
 cdef enum:                      # page-fault error code (SDM vol. 3, 4.7)
     PF_P = 1
@@ -54,7 +55,7 @@ cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept n
     cdef uint64_t *slot
     cdef uint32_t entry32
     cdef uint32_t *slot32
-    cdef uint64_t nx = 0
+    cdef uint64_t nx = 0, reserved = PTE_RESERVED
     cdef int error, level, shift
     if not vm.cr0 & CR0_PG:
         out.gpa = gva
@@ -72,6 +73,7 @@ cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept n
             # The four PDPTEs have no rights and no A/D; the CPU loads them with CR3. We read them
             # at the walk, which only a guest that edits live PDPTEs could tell apart.
             level = 2
+            reserved |= PTE_HIGH
             table = (vm.cr3 & <uint64_t>0xffffffe0) + ((gva >> 30) & 3) * 8
             if table + 8 > vm.ram_size:
                 return page_fault(vm, gva, error)
@@ -88,7 +90,7 @@ cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept n
             entry = slot[0]
             if not entry & PTE_P:
                 return page_fault(vm, gva, error)
-            if entry & PTE_RESERVED or (entry & PTE_NX and not vm.efer & EFER_NXE):
+            if entry & reserved or (entry & PTE_NX and not vm.efer & EFER_NXE):
                 return page_fault(vm, gva, error | PF_P | PF_RSVD)
             rights &= entry
             nx |= entry & PTE_NX
