@@ -28,13 +28,13 @@ cdef inline void put_if(Vm *vm, uint64_t value) noexcept nogil:
 cdef void do_cli(Vm *vm, Insn *insn) noexcept nogil:
     if vm.cpl > iopl(vm):
         raise_gp(vm, 0)
-    else:
+    elif vm.xen == NULL:        # a Xen domain's flag is in vcpu_info; Xen ignores CLI and STI
         put_if(vm, 0)
 
 cdef void do_sti(Vm *vm, Insn *insn) noexcept nogil:
     if vm.cpl > iopl(vm):
         raise_gp(vm, 0)
-    elif not interrupts_on(vm):
+    elif vm.xen == NULL and not interrupts_on(vm):
         put_if(vm, FL_IF)
         interrupts_opened(vm, True)
 
@@ -430,6 +430,8 @@ cdef void do_mov_to_cr(Vm *vm, Insn *insn) noexcept nogil:
     elif cr == 2:
         vm.cr2 = value
         vm.page[PG_CR2] = value
+    elif vm.xen != NULL and cr == 3:
+        raise_gp(vm, 0)         # page tables change by hypercall only
     elif cr == 3:
         write_cr3(vm, value)
     elif cr == 4:

@@ -62,6 +62,8 @@ cdef void soft_interrupt(Vm *vm, int vector, uint64_t start) noexcept nogil:
 
 cdef int deliver(Vm *vm, int vector, bint soft, bint has_error, uint32_t error) noexcept nogil:
     """One delivery attempt with no effect unless it succeeds. 0, or -1 with vm.fault_*."""
+    if vm.xen != NULL:
+        return deliver_xen(vm, vector, soft, has_error, error)
     if not vm.cr0 & CR0_PE:
         return deliver_real(vm, vector)
     if vm.efer & EFER_LMA:

@@ -151,6 +151,8 @@ cdef void exception(Vm *vm, int vector, uint32_t error) noexcept nogil:
     if vector == EX_GP and error & 2:
         # QEMU reports a refused INT n with the size of a 64-bit gate; hardware says n*8+2.
         error = (error >> 4) * 8 + 2
+    if vector == EX_UD and vm.xen != NULL and xen_emulated_cpuid(vm):
+        return
     vm.rip = vm.env.eip
     if vector == EX_DB:
         vm.dr[6] |= 0x4000
@@ -171,7 +173,10 @@ cdef void on_syscall(uc_engine *uc, void *data) noexcept nogil:
     audit(vm)
     if vm.tracing:
         python_trace(vm, -3, 0)
-    do_syscall(vm)
+    if vm.xen != NULL:
+        xen_syscall(vm)
+    else:
+        do_syscall(vm)
     vm.env.eip -= 2
 
 cdef void on_sysenter(uc_engine *uc, void *data) noexcept nogil:

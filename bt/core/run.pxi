@@ -27,6 +27,9 @@ cdef void guest_fault(Vm *vm) noexcept nogil:
             vm.last_fault_gva = vm.fault_gva
             vm.last_fault_rip = vm.env.eip
             vm.last_fault_rsp = vm.env.regs[RSP]
+    if vm.xen != NULL and vm.cpl == 0 and vm.fault_vector == EX_PF and \
+            vm.fault_error == PF_P | PF_W and xen_table_write(vm, vm.fault_gva):
+        return
     if vm.tracing:
         python_trace(vm, -2, vm.fault_vector)
     raise_exception(vm, vm.fault_vector, vm.fault_error)
@@ -42,7 +45,11 @@ cdef void run_guest(Vm *vm) noexcept nogil:
                 vm.stop = STOP_KICK
                 # An interrupt that waited for this stop is taken on the way back in.
                 return
-        if vm.intr and interrupts_on(vm) and leave_stub(vm):
+        if vm.xen != NULL:
+            xen_events(vm)
+            if vm.stop:
+                return
+        elif vm.intr and interrupts_on(vm) and leave_stub(vm):
             take_irq(vm)
             if vm.stop:
                 return

@@ -141,6 +141,12 @@ cdef int descriptor_at(Vm *vm, uint32_t selector, uint64_t *address) noexcept no
 cdef int descriptor_read(Vm *vm, uint32_t selector, uint32_t *e) noexcept nogil:
     """Read e[0], e[1]. -1 without a fault set to something is impossible: vm.fault_* is set."""
     cdef uint64_t address
+    cdef bint found = False
+    if vm.xen != NULL and not selector & 4:
+        address = xen_descriptor(vm, selector, &found)
+        e[0] = <uint32_t>address
+        e[1] = <uint32_t>(address >> 32)
+        return 0 if found else fault(vm, EX_GP, selector & 0xfffc)
     if descriptor_at(vm, selector, &address) != 0:
         return fault(vm, EX_GP, selector & 0xfffc)
     return read_virt(vm, address, e, 8, False)
@@ -148,7 +154,7 @@ cdef int descriptor_read(Vm *vm, uint32_t selector, uint32_t *e) noexcept nogil:
 cdef void descriptor_touch(Vm *vm, uint32_t selector, uint32_t *e) noexcept nogil:
     """Set the accessed bit in memory, as a load does."""
     cdef uint64_t address
-    if not e[1] & D_A and descriptor_at(vm, selector, &address) == 0:
+    if vm.xen == NULL and not e[1] & D_A and descriptor_at(vm, selector, &address) == 0:
         e[1] |= D_A
         write_virt(vm, address + 4, &e[1], 4, False)
 

@@ -185,6 +185,7 @@ cdef struct Stub:
     Point points[MAX_POINTS]
 
 cdef struct Vm
+cdef struct Xen                  # xen.pxi; a Vm has one when it is a Xen domain
 
 ctypedef void (*Handler)(Vm *vm, Insn *insn) noexcept nogil
 
@@ -236,6 +237,7 @@ cdef struct Vm:
     uint64_t tsc_aux
     uint64_t pat
     uint64_t dr[8]
+    Xen *xen                    # NULL: a PC
     Descriptor gdt
     Descriptor idt
     Descriptor ldt

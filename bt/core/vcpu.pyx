@@ -18,6 +18,8 @@ include "decode.pxi"
 include "emulate.pxi"
 include "transfers.pxi"
 include "io.pxi"
+include "xen.pxi"
+include "xen_pages.pxi"
 include "translate.pxi"
 include "hooks.pxi"
 include "kicker.pxi"
@@ -182,6 +184,7 @@ cdef class Vcpu:
     cdef object write_msr
     cdef object hot_site
     cdef object trace
+    cdef object hypercall
     cdef readonly bint asynchronous
 
     def __cinit__(self, ram, bus, policy, *, bint translate=True, bint deterministic=False,
@@ -205,6 +208,7 @@ cdef class Vcpu:
         self.write_msr = policy.write_msr
         self.hot_site = policy.hot_site
         self.trace = policy.trace
+        self.hypercall = getattr(policy, "hypercall", None)
         # The mapping itself, not the view: the garbage collector may clear a view before us.
         PyObject_GetBuffer(ram.view.obj, &self.ram_buffer, PyBUF_WRITABLE)
         PyObject_GetBuffer(bus.read_kind, &self.read_kind_buffer, PyBUF_WRITABLE)
@@ -384,6 +388,12 @@ cdef class Vcpu:
                     last = vm.stub_at[i]
                     free(last)
             free(vm.stub_at)
+        if vm.xen != NULL:
+            free(vm.xen.kind)
+            free(vm.xen.count)
+            free(vm.xen.pinned)
+            free(vm.xen.shared)
+            free(vm.xen)
         free(vm.write_gen)
         free(vm.copy_used)
 
@@ -440,6 +450,78 @@ cdef class Vcpu:
         else:
             set_cpl(vm, 0, 2)
         flush_tlb(vm)
+
+    def enter_xen(self, domain):
+        """Make the vCPU a Xen PV domain's, from a domain builder's result (bt/boot/xen.py).
+
+        Pins the initial page tables, which proves that they are what the guest may have. Raises
+        RuntimeError if they are not.
+        """
+        cdef Vm *vm = self.vm
+        cdef Xen *x
+        cdef uint64_t frames = vm.ram_size >> 12
+        entry = domain.entry
+        self.enter(entry)
+        vm.xen = x = <Xen *>calloc(1, sizeof(Xen))
+        if x == NULL:
+            raise MemoryError
+        x.nr_pages = domain.nr_pages
+        x.kind = <uint8_t *>calloc(frames, 1)
+        x.count = <uint32_t *>calloc(frames, sizeof(uint32_t))
+        x.pinned = <uint8_t *>calloc(frames, 1)
+        x.shared = <uint8_t *>calloc(frames - x.nr_pages + 1, 1)
+        if x.kind == NULL or x.count == NULL or x.pinned == NULL or x.shared == NULL:
+            raise MemoryError
+        for mfn, writable in domain.shared_frames.items():
+            x.shared[mfn - x.nr_pages] = 2 if writable else 1
+        x.m2p = <uint64_t *>(vm.ram + <uint64_t>domain.m2p_gpa)
+        x.m2p_entry = domain.m2p_l4_entry
+        x.vcpu_info = domain.vcpu_info_gpa
+        vm.cr0 = CR0_PG | CR0_PE | CR0_WP | CR0_NE | CR0_MP | CR0_ET
+        vm.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT
+        vm.efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE
+        enter_flat(vm, R_CS, FLAT_KERNEL_CS64, FLAT_CODE | D_L)
+        enter_flat(vm, R_SS, FLAT_KERNEL_SS, FLAT_DATA)
+        for seg in (R_DS, R_ES, R_FS, R_GS):
+            segment_null(vm, seg, 0)
+        update_features(vm)
+        set_cpl(vm, 0, FL_IF | 2)
+        x.kernel_sp = entry.rsp
+        x.kernel_root = entry.cr3 >> 12
+        if type_get(vm, x.kernel_root, PGT_L4) != 0 or type_get(vm, x.kernel_root, PGT_L4) != 0:
+            raise RuntimeError("the domain builder's page tables are not valid")
+        x.pinned[x.kernel_root] = 1
+        flush_tlb(vm)
+
+    def xen_set_vcpu_info(self, uint64_t gpa):
+        """vcpu_info has moved (VCPUOP_register_vcpu_info)."""
+        if gpa + 64 > self.vm.ram_size:
+            raise ValueError("vcpu_info outside RAM")
+        self.vm.xen.vcpu_info = gpa
+
+    def xen_share(self, uint64_t mfn, bint writable):
+        """Let the guest map a frame of the VMM (grant table frames)."""
+        if self.vm.xen.nr_pages <= mfn < self.vm.ram_size >> 12:
+            self.vm.xen.shared[mfn - self.vm.xen.nr_pages] = 2 if writable else 1
+
+    def xen_block(self):
+        """SCHEDOP_poll and such: sleep until an event is pending. From a hypercall only."""
+        self.vm.halted = 1
+        self.vm.stop = STOP_HLT
+        leave(self.vm)
+
+    def xen_counters(self):
+        """([calls by hypercall number], page-table writes emulated, event upcalls)."""
+        cdef Xen *x = self.vm.xen
+        if x == NULL:
+            return [0] * HC_COUNT, 0, 0
+        return [x.calls[i] for i in range(HC_COUNT)], x.table_writes, x.upcalls
+
+    def xen_frame(self, uint64_t mfn):
+        """(type, references) of a frame: 0 none, 1-4 page table, 5 descriptors, 6 writable."""
+        if mfn >= self.vm.xen.nr_pages:
+            return None
+        return self.vm.xen.kind[mfn], self.vm.xen.count[mfn]
 
     def run(self, deadline_ns=None):
         """Run the guest until virtual time ``deadline_ns``, a kick, a HLT or its death.
@@ -655,6 +737,21 @@ cdef class Vcpu:
         if read_virt(self.vm, gva, buffer, length, False) != 0:
             return None
         return bytes(out)
+
+    def write_virtual(self, uint64_t gva, bytes data):
+        """Write guest memory by linear address with kernel rights; False if it is not writable."""
+        if len(data) > 1 << 20:
+            return False
+        cdef int at = 0
+        cdef int part
+        cdef const char *source = data
+        cdef int length = len(data)
+        while at < length:
+            part = min(length - at, 4096)
+            if write_virt(self.vm, gva + at, source + at, part, False) != 0:
+                return False
+            at += part
+        return True
 
     def recent_blocks(self):
         """Linear addresses of the newest blocks seen for the first time, oldest first."""

@@ -1,0 +1,422 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Xen PV: hypercalls, bounce frames and the other things a guest kernel does often.
+#
+# The guest kernel is at virtual CPL 0 (real 1), its user code at 3, so the machinery of the other
+# engines serves here too. What differs from a PC: there is no IDT (set_trap_table), exceptions arrive
+# as bounce frames, the interrupt flag is a byte in vcpu_info, two page-table roots are switched with
+# the mode, and privileged work comes as SYSCALL from the kernel. Sources: xen/include/public of the
+# headers named in bt/xen/abi.py; the shape of frames: what xen/arch/x86/x86_64/entry.S builds.
+
+cdef enum:
+    HC_SET_TRAP_TABLE = 0
+    HC_MMU_UPDATE = 1
+    HC_SET_GDT = 2
+    HC_STACK_SWITCH = 3
+    HC_SET_CALLBACKS = 4
+    HC_FPU_TASKSWITCH = 5
+    HC_SET_DEBUGREG = 8
+    HC_GET_DEBUGREG = 9
+    HC_UPDATE_DESCRIPTOR = 10
+    HC_MULTICALL = 13
+    HC_UPDATE_VA_MAPPING = 14
+    HC_XEN_VERSION = 17
+    HC_VM_ASSIST = 21
+    HC_IRET = 23
+    HC_SET_SEGMENT_BASE = 25
+    HC_MMUEXT_OP = 26
+    HC_SCHED_OP = 29
+    HC_CALLBACK_OP = 30
+    HC_COUNT = 64
+
+cdef enum:
+    CALLBACK_EVENT = 0
+    CALLBACK_FAILSAFE = 1
+    CALLBACK_SYSCALL = 2
+    CALLBACK_SYSENTER = 5
+    CALLBACK_SYSCALL32 = 7
+    CALLBACKS = 8
+
+cdef uint32_t FLAT_KERNEL_CS64 = 0xe033
+cdef uint32_t FLAT_KERNEL_SS = 0xe02b
+cdef uint32_t XEN_GDT_FIRST = 0xe000    # selectors from here on are Xen's own
+
+cdef struct Trap:
+    uint64_t address
+    uint8_t flags               # bits 0-1 DPL, bit 2: events are disabled in the handler
+
+cdef struct Xen:
+    uint64_t nr_pages           # frames the guest owns: 0 .. nr_pages - 1
+    uint8_t *kind               # PGT_* of each
+    uint32_t *count             # references that hold the type
+    uint8_t *pinned
+    uint8_t *shared             # VMM frames behind nr_pages: 1 may be mapped, 2 also writable
+    uint64_t *m2p
+    uint64_t m2p_entry          # for L4 slot 256
+    uint64_t kernel_root        # mfn
+    uint64_t user_root
+    uint64_t kernel_sp
+    uint64_t vcpu_info          # GPA
+    Trap traps[256]
+    uint64_t callbacks[CALLBACKS]
+    uint8_t callback_flags[CALLBACKS]
+    uint64_t gdt[16]
+    int gdt_frames
+    uint64_t calls[HC_COUNT]
+    uint64_t table_writes
+    uint64_t upcalls
+
+cdef inline uint8_t *vcpu_info(Vm *vm) noexcept nogil:
+    """vcpu_info: u8 upcall_pending, u8 upcall_mask, u64 pending_sel, {u64 cr2, ..} (public/xen.h)."""
+    return vm.ram + vm.xen.vcpu_info
+
+cdef uint64_t xen_descriptor(Vm *vm, uint32_t selector, bint *found) noexcept nogil:
+    """A descriptor of the guest's GDT or of Xen's own."""
+    cdef Xen *x = vm.xen
+    cdef uint32_t index = (selector & 0xffff) >> 3
+    found[0] = True
+    if selector >= XEN_GDT_FIRST:
+        # FLAT_RING3_CS32/DS32/CS64 and aliases (public/arch-x86/xen-x86_64.h)
+        if (selector & 0xfffc) == 0xe020:
+            return <uint64_t>0x00cffb000000ffff
+        if (selector & 0xfffc) == 0xe028:
+            return <uint64_t>0x00cff3000000ffff
+        if (selector & 0xfffc) == 0xe030:
+            return <uint64_t>0x00affb000000ffff
+        found[0] = False
+        return 0
+    if index >> 9 >= <uint32_t>x.gdt_frames:
+        found[0] = False
+        return 0
+    return frame_entries(vm, x.gdt[index >> 9])[index & 511]
+
+cdef void xen_enter_kernel(Vm *vm) noexcept nogil:
+    """From user to kernel mode: the other page-table root and GS base."""
+    vm.cr3 = vm.xen.kernel_root << 12
+    swap_gs(vm)
+    vm.gen += 1
+
+cdef void xen_enter_user(Vm *vm) noexcept nogil:
+    vm.cr3 = vm.xen.user_root << 12
+    swap_gs(vm)
+    vm.gen += 1
+
+cdef inline void swap_gs(Vm *vm) noexcept nogil:
+    cdef uint64_t base = vm.env.segs[R_GS].base
+    vm.env.segs[R_GS].base = vm.page[PG_KGS]
+    vm.page[PG_KGS] = base
+
+cdef int bounce(Vm *vm, uint64_t handler, bint has_error, uint32_t error,
+                bint events_off) noexcept nogil:
+    """Enter a guest handler with a bounce frame; -1 if its stack cannot take it (domain crash)."""
+    cdef Env *env = vm.env
+    cdef uint8_t *info = vcpu_info(vm)
+    cdef uint64_t frame[8]
+    cdef uint64_t flags = get_flags(vm)
+    cdef uint64_t rsp = env.regs[RSP]
+    cdef uint32_t cs = virtual_cs(vm)
+    cdef uint32_t ss = virtual_ss(vm)
+    cdef bint from_user = vm.cpl == 3
+    cdef int n = 2
+    if from_user:
+        xen_enter_kernel(vm)
+        rsp = vm.xen.kernel_sp
+    flags &= ~<uint64_t>(FL_IF | FL_IOPL)
+    if not info[1]:
+        flags |= FL_IF
+    frame[0] = env.regs[RCX]
+    frame[1] = env.regs[R11]
+    if has_error:
+        frame[n] = error
+        n += 1
+    frame[n] = env.eip
+    frame[n + 1] = cs | (<uint64_t>info[1] << 32)
+    frame[n + 2] = flags
+    frame[n + 3] = env.regs[RSP]
+    frame[n + 4] = ss
+    n += 5
+    rsp = (rsp & ~<uint64_t>15) - n * 8
+    if write_virt(vm, rsp, frame, n * 8, False) != 0:
+        vm.stop = STOP_SHUTDOWN
+        vm.message = b"no room on the kernel stack for a bounce frame"
+        vm.stop_now = 1
+        uc_emu_stop(vm.uc)
+        return -1
+    if events_off:
+        info[1] = 1
+    env.regs[RSP] = rsp
+    env.eip = handler
+    enter_flat(vm, R_CS, FLAT_KERNEL_CS64, FLAT_CODE | D_L)
+    enter_flat(vm, R_SS, FLAT_KERNEL_SS, FLAT_DATA)
+    set_cpl(vm, 0, (flags & ~<uint64_t>(FL_AC | FL_VM | FL_RF | FL_NT | FL_TF)) | FL_IF)
+    return 0
+
+cdef int deliver_xen(Vm *vm, int vector, bint soft, bint has_error, uint32_t error) noexcept nogil:
+    """An exception or software interrupt through the guest's trap table."""
+    cdef Trap *trap = &vm.xen.traps[vector & 255]
+    if soft and (trap.flags & 3) < vm.cpl:
+        return fault(vm, EX_GP, vector * 8 + 2)
+    if trap.address == 0:
+        vm.stop = STOP_SHUTDOWN
+        vm.message = b"an exception without a handler in the trap table"
+        vm.stop_now = 1
+        uc_emu_stop(vm.uc)
+        return -1
+    if vector == EX_PF:
+        (<uint64_t *>(vcpu_info(vm) + 16))[0] = vm.cr2
+    return bounce(vm, trap.address, has_error, error, (trap.flags & 4) != 0)
+
+cdef void xen_events(Vm *vm) noexcept nogil:
+    """Deliver the event upcall if one is pending and not masked."""
+    cdef uint8_t *info = vcpu_info(vm)
+    if info[0] and not info[1] and vm.xen.callbacks[CALLBACK_EVENT] and not vm.stop:
+        vm.halted = 0
+        vm.exits[EXIT_IRQ] += 1
+        vm.xen.upcalls += 1
+        bounce(vm, vm.xen.callbacks[CALLBACK_EVENT], False, 0, True)
+
+cdef void xen_syscall(Vm *vm) noexcept nogil:
+    """SYSCALL: a hypercall from the kernel, a system call from user code. env.eip is at it."""
+    cdef Env *env = vm.env
+    cdef uint64_t number
+    cdef int64_t result
+    if vm.cpl == 3:
+        vm.exits[EXIT_SYSCALL] += 1
+        env.eip += 2
+        env.regs[RCX] = env.eip
+        env.regs[R11] = get_flags(vm)
+        if vm.xen.callbacks[CALLBACK_SYSCALL] == 0:
+            vm.rip = env.eip - 2
+            raise_ud(vm)
+            return
+        bounce(vm, vm.xen.callbacks[CALLBACK_SYSCALL], False, 0,
+               vm.xen.callback_flags[CALLBACK_SYSCALL] & 1)
+        return
+    number = env.regs[RAX] & <uint64_t>0xffffffff
+    vm.rip = env.eip
+    env.eip += 2
+    if number == HC_IRET:
+        vm.xen.calls[HC_IRET] += 1
+        xen_iret(vm)
+    else:
+        result = xen_hypercall(vm, number, env.regs[RDI], env.regs[RSI], env.regs[RDX],
+                               env.regs[10], env.regs[8])
+        env.regs[RAX] = <uint64_t>result
+        env.regs[RCX] = env.eip
+        env.regs[R11] = get_flags(vm)
+    if not vm.stop:
+        xen_events(vm)
+
+cdef void xen_iret(Vm *vm) noexcept nogil:
+    """iret: {rax, r11, rcx, flags, rip, cs, rflags, rsp, ss} at RSP (public/arch-x86/xen-x86_64.h)."""
+    cdef Env *env = vm.env
+    cdef uint64_t f[9]
+    cdef uint32_t e[2]
+    cdef uint32_t ce[2]
+    cdef uint64_t raw
+    cdef bint found = False
+    cdef bint user
+    if read_virt(vm, env.regs[RSP], f, 72, False) != 0:
+        vm.stop = STOP_SHUTDOWN
+        vm.message = b"iret: no frame on the stack"
+        leave(vm)
+        return
+    user = f[5] & 3 == 3
+    vcpu_info(vm)[1] = 0 if f[6] & FL_IF else 1
+    env.regs[RAX] = f[0]
+    if f[3] & 0x100:            # VGCF_in_syscall: returned by SYSRET, which has its own RCX and R11
+        env.regs[RCX] = f[4]
+        env.regs[R11] = f[6]
+    else:
+        env.regs[R11] = f[1]
+        env.regs[RCX] = f[2]
+    env.regs[RSP] = f[7]
+    env.eip = f[4]
+    if not user:
+        enter_flat(vm, R_CS, FLAT_KERNEL_CS64, FLAT_CODE | D_L)
+        enter_flat(vm, R_SS, FLAT_KERNEL_SS, FLAT_DATA)
+        set_cpl(vm, 0, (f[6] & ~<uint64_t>(FL_IOPL | FL_VM)) | FL_IF)
+        return
+    xen_enter_user(vm)
+    raw = xen_descriptor(vm, f[5] & 0xffff, &found)
+    if not found or not raw >> 47 & 1:
+        raw = <uint64_t>0x00affb000000ffff
+    ce[0] = <uint32_t>raw
+    ce[1] = <uint32_t>(raw >> 32) | (3 << 13)
+    segment_cache(vm, R_CS, f[5] & 0xffff, ce)
+    raw = xen_descriptor(vm, f[8] & 0xffff, &found)
+    if not found or not raw >> 47 & 1:
+        raw = <uint64_t>0x00cff3000000ffff
+    e[0] = <uint32_t>raw
+    e[1] = <uint32_t>(raw >> 32) | (3 << 13)
+    segment_cache(vm, R_SS, f[8] & 0xffff, e)
+    set_cpl(vm, 3, (f[6] & ~<uint64_t>(FL_IOPL | FL_VM)) | FL_IF)
+
+cdef int64_t xen_hypercall(Vm *vm, uint64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d,
+                           uint64_t e) noexcept nogil:
+    """One hypercall; what is not here is in bt/xen."""
+    cdef Xen *x = vm.xen
+    if number < HC_COUNT:
+        x.calls[number] += 1
+    if number == HC_MMU_UPDATE:
+        return xen_mmu_update(vm, a, b, c)
+    if number == HC_UPDATE_VA_MAPPING:
+        return xen_update_va(vm, a, b, c)
+    if number == HC_MMUEXT_OP:
+        return xen_mmuext(vm, a, b, c, d)
+    if number == HC_MULTICALL:
+        return xen_multicall(vm, a, b)
+    if number == HC_XEN_VERSION and b == 0:
+        return python_hypercall(vm, number, a, b, c, d, e) if a != 0 else 0x00040011
+    if number == HC_STACK_SWITCH:
+        x.kernel_sp = b
+        return 0
+    if number == HC_SET_SEGMENT_BASE:
+        return xen_segment_base(vm, a, b)
+    if number == HC_FPU_TASKSWITCH:
+        if a:
+            vm.cr0 |= CR0_TS
+        else:
+            vm.cr0 &= ~CR0_TS
+        update_features(vm)
+        return 0
+    if number == HC_UPDATE_DESCRIPTOR:
+        return xen_update_descriptor(vm, a, b)
+    if number == HC_SET_GDT:
+        return xen_set_gdt(vm, a, b)
+    if number == HC_SET_TRAP_TABLE:
+        return xen_set_traps(vm, a)
+    if number == HC_CALLBACK_OP:
+        return xen_callback(vm, a, b)
+    if number == HC_SET_CALLBACKS:
+        x.callbacks[CALLBACK_EVENT] = a
+        x.callbacks[CALLBACK_FAILSAFE] = b
+        x.callbacks[CALLBACK_SYSCALL] = c
+        return 0
+    if number == HC_VM_ASSIST:
+        return 0 if a <= 1 and b <= 5 else E_INVAL
+    if number == HC_SET_DEBUGREG:
+        if a > 7 or a == 4 or a == 5:
+            return E_INVAL
+        vm.dr[a] = b
+        return 0
+    if number == HC_GET_DEBUGREG:
+        return <int64_t>vm.dr[a] if a <= 7 else E_INVAL
+    if number == HC_SCHED_OP and a == 1:
+        return xen_block(vm)
+    return python_hypercall(vm, number, a, b, c, d, e)
+
+cdef int64_t xen_block(Vm *vm) noexcept nogil:
+    """SCHEDOP_block: events on, sleep until one is pending."""
+    cdef uint8_t *info = vcpu_info(vm)
+    info[1] = 0
+    if not info[0]:
+        vm.halted = 1
+        vm.stop = STOP_HLT
+        leave(vm)
+    return 0
+
+cdef int64_t xen_multicall(Vm *vm, uint64_t list, uint64_t count) noexcept nogil:
+    """multicall: entries of {op, result, args[6]}, 64 bytes; the result is written back."""
+    cdef uint64_t entry[8]
+    cdef uint64_t i
+    cdef int64_t result
+    for i in range(count):
+        if read_virt(vm, list + i * 64, entry, 64, False) != 0:
+            return E_FAULT
+        if entry[0] == HC_MULTICALL or entry[0] == HC_IRET:
+            result = E_NOSYS
+        else:
+            result = xen_hypercall(vm, entry[0], entry[2], entry[3], entry[4], entry[5], entry[6])
+        if write_virt(vm, list + i * 64 + 8, &result, 8, False) != 0:
+            return E_FAULT
+        if vm.stop:
+            return 0
+    return 0
+
+cdef int64_t xen_segment_base(Vm *vm, uint64_t which, uint64_t base) noexcept nogil:
+    cdef uint32_t e[2]
+    cdef uint64_t raw
+    cdef bint found = False
+    if which == 3:              # SEGBASE_GS_USER_SEL: load a selector into the user's GS
+        vm.env.segs[R_GS].selector = base & 0xffff
+        vm.page[PG_KGS] = 0
+        if base & 0xfffc:
+            raw = xen_descriptor(vm, base & 0xffff, &found)
+            if not found or not raw >> 47 & 1:
+                vm.env.segs[R_GS].selector = 0
+                return 0
+            e[0] = <uint32_t>raw
+            e[1] = <uint32_t>(raw >> 32)
+            vm.page[PG_KGS] = descriptor_base(e[0], e[1])
+        return 0
+    if not canonical(base):
+        return E_INVAL
+    if which == 0:
+        vm.env.segs[R_FS].base = base
+    elif which == 1:
+        vm.page[PG_KGS] = base
+    elif which == 2:
+        vm.env.segs[R_GS].base = base
+    else:
+        return E_INVAL
+    return 0
+
+cdef int64_t xen_set_traps(Vm *vm, uint64_t list) noexcept nogil:
+    """set_trap_table: {u8 vector, u8 flags, u16 cs, u64 address}, ends with address 0."""
+    cdef uint64_t entry[2]
+    cdef int i
+    if list == 0:
+        memset(vm.xen.traps, 0, sizeof(vm.xen.traps))
+        return 0
+    for i in range(257):
+        if read_virt(vm, list + i * 16, entry, 16, False) != 0:
+            return E_FAULT
+        if entry[1] == 0:
+            return 0
+        if not canonical(entry[1]):
+            return E_INVAL
+        vm.xen.traps[entry[0] & 255].address = entry[1]
+        vm.xen.traps[entry[0] & 255].flags = (entry[0] >> 8) & 0xff
+    return E_INVAL
+
+cdef int64_t xen_callback(Vm *vm, uint64_t cmd, uint64_t argument) noexcept nogil:
+    """callback_op: register {u16 type, u16 flags, u64 address} or unregister {u16 type}."""
+    cdef uint64_t what[2]
+    cdef uint32_t kind
+    if cmd > 1:
+        return E_NOSYS
+    if read_virt(vm, argument, what, 16 if cmd == 0 else 2, False) != 0:
+        return E_FAULT
+    kind = what[0] & 0xffff
+    if cmd == 1:
+        return E_INVAL
+    if kind != CALLBACK_EVENT and kind != CALLBACK_FAILSAFE and kind != CALLBACK_SYSCALL and \
+            kind != CALLBACK_SYSENTER and kind != CALLBACK_SYSCALL32:
+        return E_NOSYS
+    if not canonical(what[1]):
+        return E_INVAL
+    vm.xen.callbacks[kind] = what[1]
+    vm.xen.callback_flags[kind] = (what[0] >> 16) & 0xff
+    return 0
+
+cdef bint xen_emulated_cpuid(Vm *vm) noexcept nogil:
+    """ud2; "xen"; cpuid: CPUID as Xen shows it, asked for explicitly (public/arch-x86/xen.h)."""
+    cdef uint8_t code[7]
+    if fetch_code(vm, vm.env.eip, code, 7) < 7 or \
+            memcmp(code, b"\x0f\x0b\x78\x65\x6e\x0f\xa2", 7) != 0:
+        return False
+    python_cpuid(vm)
+    vm.env.eip += 7
+    return True
+
+cdef int64_t python_hypercall(Vm *vm, uint64_t number, uint64_t a, uint64_t b, uint64_t c,
+                              uint64_t d, uint64_t e) noexcept with gil:
+    try:
+        return (<Vcpu>vm.owner).hypercall(number, a, b, c, d, e)
+    except BaseException as error:
+        python_failed(vm, error)
+        return E_NOSYS
+    finally:
+        if vm.python_wants:
+            vm.kick = 1
+            leave(vm)
