@@ -48,7 +48,16 @@ cdef void emulate_site(Vm *vm, Site *site, uint64_t rip, uint64_t gva) noexcept 
     cdef int length = site.length
     cdef int bits = site.bits
     if (site.gpa & 0xfff) + length > 4096:
+        vm.fault_vector = 0
         if fetch_code(vm, gva, copy, length) < length:
+            # Its second page was unmapped since it was scanned.
+            vm.rip = rip
+            if vm.fault_vector:
+                raise_pending(vm)
+            else:
+                vm.env.eip = rip
+                vm.stop = STOP_VOID
+                leave(vm)
             return
         code = copy
     site.hits += 1

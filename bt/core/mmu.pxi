@@ -207,7 +207,7 @@ cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
             return False
     else:
         gva &= <uint64_t>0xffffffff
-    if gva - WINDOW < WINDOW_SIZE and vm.window_on and not user:
+    if in_window(vm, gva) and not user:
         if walk(vm, gva, ACCESS_READ, False, &found) != 0:
             entry.paddr = PA_WINDOW + (gva - WINDOW)
             entry.perms = UC_PROT_READ | UC_PROT_WRITE
@@ -215,8 +215,10 @@ cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
                 entry.perms = UC_PROT_EXEC
                 return access == ACCESS_FETCH or refuse(vm, gva, access)
             return access != ACCESS_FETCH or refuse(vm, gva, access)
-        # The guest has memory of its own there: its mapping wins, and stubs are over.
-        vm.window_on = 0
+        # The guest has memory of its own there: its mapping wins. Stop, and take the stubs back.
+        vm.window_lost = 1
+        vm.fill_refused = 1
+        return False
     if walk(vm, gva, access, user, &found) != 0:
         vm.fill_refused = 1
         return False

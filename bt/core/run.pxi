@@ -61,7 +61,11 @@ cdef void run_guest(Vm *vm) noexcept nogil:
         err = uc_emu_start(vm.uc, vm.env.eip, 0, 0, 0)
         if vm.fill_refused:
             vm.fill_refused = 0
-            if not vm.stop:
+            if vm.window_lost:
+                vm.window_lost = 0
+                leave_stub(vm)
+                close_window(vm)
+            elif not vm.stop:
                 guest_fault(vm)
         elif err != UC_ERR_OK:
             vm.uc_error = err

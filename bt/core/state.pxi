@@ -296,6 +296,7 @@ cdef struct Vm:
     Stub **stub_at              # by window offset
     uint32_t stub_next
     int window_on
+    int window_lost             # the guest has just been seen to own the window's addresses
     # statistics
     uint64_t row_exits[ROWS]
     uint64_t exits[EXIT_PSEUDO_COUNT]
@@ -325,6 +326,10 @@ cdef inline uint64_t linear(Vm *vm, uint64_t rip) noexcept nogil:
     if vm.env.hflags & HF_CS64:
         return rip
     return (vm.env.segs[R_CS].base + rip) & <uint64_t>0xffffffff
+
+cdef inline bint in_window(Vm *vm, uint64_t gva) noexcept nogil:
+    """Whether a linear address is the VMM's: stubs and the per-vCPU page."""
+    return vm.window_on and gva - WINDOW < WINDOW_SIZE
 
 cdef inline int code_bits(Vm *vm) noexcept nogil:
     if vm.env.hflags & HF_CS64:

@@ -33,7 +33,7 @@ cdef void on_block(uc_engine *uc, uc_tb *block, uc_tb *previous, void *data) noe
     vm.exits[EXIT_BLOCK] += 1
     vm.recent[vm.recent_at % RECENT] = gva
     vm.recent_at += 1
-    if not vm.translate or gva - WINDOW < WINDOW_SIZE:
+    if not vm.translate or in_window(vm, gva):
         return
     start = host_ns()
     span = block.size
@@ -58,9 +58,11 @@ cdef void on_block(uc_engine *uc, uc_tb *block, uc_tb *previous, void *data) noe
     avail = fetch_code(vm, gva, code, span + 15)
     if span > avail:
         span = avail
-    rows = &vm.user_rows[0]
-    if vm.cpl != 3:
-        rows = &vm.kernel_rows[0]
+    rows = &vm.kernel_rows[0]
+    if vm.cpl == 3:
+        rows = &vm.user_rows[0]
+        # Stubs are the kernel's: user code on the same page cannot follow their jumps.
+        changed = unstub_between(vm, gva, span)
     count = scan_block(code_bits(vm), code, avail, span, gva, rows, found, MAX_FINDINGS, &insns,
                        NULL)
     vm.insns_scanned += insns
@@ -128,7 +130,7 @@ cdef int inside_stub(Vm *vm, CodePage *page, uint64_t gva) noexcept nogil:
                 site.detours += 1
                 for i in range(stub.n_points):
                     if stub.points[i].clean and stub.points[i].gva == gva and \
-                            site.detours < MAX_DETOURS:
+                            site.detours < MAX_DETOURS and vm.cpl != 3:
                         vm.env.eip = WINDOW + stub.start + stub.points[i].offset
                         return 1
                 unstub(vm, page, site)
@@ -147,6 +149,44 @@ cdef void unstub(Vm *vm, CodePage *page, Site *site) noexcept nogil:
     site.region = 0
     site.fixed = 1
     vm.exits[EXIT_UNSTUB] += 1
+
+cdef bint unstub_between(Vm *vm, uint64_t gva, uint32_t length) noexcept nogil:
+    """Take back the stubs of [gva, gva+length). True if there were any."""
+    cdef uint64_t gpn
+    cdef uint32_t at, part
+    cdef CodePage *page
+    cdef Site *site
+    cdef bint any = False
+    while length:
+        part = 4096 - <uint32_t>(gva & 0xfff)
+        if part > length:
+            part = length
+        if fetch_page(vm, gva, &gpn) != 0:
+            return any
+        page = vm.code[gpn]
+        site = page.sites if page != NULL else NULL
+        while site != NULL:
+            at = site.gpa & 0xfff
+            if site.stub and at < (gva & 0xfff) + part and at + site.region > gva & 0xfff:
+                unstub(vm, page, site)
+                any = True
+            site = site.page_next
+        gva += part
+        length -= part
+    return any
+
+cdef void close_window(Vm *vm) noexcept nogil:
+    """The guest mapped the window's addresses for itself: no stubs from now on."""
+    cdef Site *site
+    cdef int i
+    for i in range(SITE_BUCKETS):
+        site = vm.buckets[i]
+        while site != NULL:
+            if site.stub:
+                unstub(vm, vm.code[site.gpa >> 12], site)
+            site = site.hash_next
+    vm.window_on = 0
+    flush_tlb(vm)
 
 cdef int stub_region_free(Vm *vm, Site *site, int region) noexcept nogil:
     """Whether no other site and no known block start lies inside the region of a planned stub.
@@ -168,7 +208,7 @@ cdef int stub_region_free(Vm *vm, Site *site, int region) noexcept nogil:
 
 cdef Stub *stub_of(Vm *vm, uint64_t gva) noexcept nogil:
     """The stub a window address lies in, or NULL."""
-    if gva - WINDOW >= WINDOW_SIZE:
+    if not in_window(vm, gva):
         return NULL
     return vm.stub_at[gva - WINDOW]
 
@@ -190,7 +230,7 @@ cdef bint leave_stub(Vm *vm) noexcept nogil:
     """
     cdef uint64_t gva = vm.env.eip
     cdef Point *point
-    if gva - WINDOW >= WINDOW_SIZE or vm.cpl == 3:
+    if not in_window(vm, gva) or vm.cpl == 3:
         return True
     point = stub_point(vm, gva)
     if point == NULL:
