@@ -24,6 +24,7 @@ _MACHINES = {2: "SPARC", 8: "MIPS", 20: "PowerPC", 21: "PowerPC64", 22: "S/390",
              43: "SPARC V9", 50: "Itanium", 183: "aarch64", 243: "RISC-V", 258: "LoongArch"}
 _ET_EXEC = 2
 _PT_LOAD = 1
+_PT_NOTE = 4
 # Only programs have a dynamic loader (PT_INTERP) or thread-local storage (PT_TLS).
 _PROGRAM_ONLY = (3, 7)
 
@@ -49,13 +50,15 @@ class Segment(NamedTuple):
 class Elf(NamedTuple):
     """A checked ELF kernel: ``bits`` is its class, ``machine`` EM_386 or EM_X86_64.
 
-    ``segments`` ascend by physical address and do not overlap; ``entry`` is physical.
+    ``segments`` ascend by physical address and do not overlap; ``entry`` is physical. ``notes`` are
+    the PT_NOTE segments that lie in the file: (offset, size).
     """
 
     bits: int
     machine: int
     entry: int
     segments: tuple[Segment, ...]
+    notes: tuple[tuple[int, int], ...] = ()
 
     @property
     def end(self) -> int:
@@ -99,7 +102,9 @@ def parse(image: Image) -> Elf:
         raise InputError(f"{name}: ELF type {kind} is not an executable kernel")
     segments = [Segment(*fields[1:]) for fields in raw if fields[0] == _PT_LOAD and fields[5]]
     ordered = _checked(image, segments)
-    return Elf(bits, machine, _physical_entry(name, entry, ordered), ordered)
+    notes = tuple((fields[1], fields[4]) for fields in raw
+                  if fields[0] == _PT_NOTE and fields[1] + fields[4] <= image.size)
+    return Elf(bits, machine, _physical_entry(name, entry, ordered), ordered, notes)
 
 
 def _checked(image: Image, segments: list[Segment]) -> tuple[Segment, ...]:

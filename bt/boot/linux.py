@@ -63,7 +63,7 @@ def is_bzimage(head: bytes) -> bool:
             and head[_BOOT_FLAG:_BOOT_FLAG + 2] == b"\x55\xaa")
 
 
-class _Kernel(NamedTuple):
+class Kernel(NamedTuple):
     """A kernel to boot, whatever it came in."""
 
     image: Image            # the ELF file
@@ -78,7 +78,7 @@ class _Kernel(NamedTuple):
 
 def load(image: FileImage, ram: Ram, cmdline: str, ramdisk: Image | None) -> Loaded:
     """Put a kernel, its boot_params, command line and initrd into RAM. Raises InputError."""
-    kernel = _open_bzimage(image, ram) if is_bzimage(image.head(0x206)) else _open_elf(image)
+    kernel = open_kernel(image, ram)
     with kernel.image:
         vmlinux = elf.parse(kernel.image)
         _check_class(image.name, vmlinux)
@@ -100,6 +100,11 @@ def load(image: FileImage, ram: Ram, cmdline: str, ramdisk: Image | None) -> Loa
     return Loaded(entry, kernel.kind, f"{kernel.description}, {bits}-bit")
 
 
+def open_kernel(image: FileImage, ram: Ram) -> Kernel:
+    """The ELF file that a bzImage holds, or that ``image`` is. Raises InputError."""
+    return _open_bzimage(image, ram) if is_bzimage(image.head(0x206)) else _open_elf(image)
+
+
 def _check_class(name: str, vmlinux: elf.Elf) -> None:
     expected = elf.EM_X86_64 if vmlinux.bits == 64 else elf.EM_386
     if vmlinux.machine != expected:
@@ -107,7 +112,7 @@ def _check_class(name: str, vmlinux: elf.Elf) -> None:
                          "is not a Linux kernel")
 
 
-def _open_elf(image: FileImage) -> _Kernel:
+def _open_elf(image: FileImage) -> Kernel:
     """A bare vmlinux: no setup header, so the one a current bzImage has (boot.rst)."""
     header = bytearray(_HEADER_MAX - _HEADER)
     for offset, form, value in (
@@ -115,16 +120,16 @@ def _open_elf(image: FileImage) -> _Kernel:
             (_LOADFLAGS, "<B", _LOADED_HIGH), (_INITRD_ADDR_MAX, "<I", _BARE_INITRD_MAX),
             (_KERNEL_ALIGNMENT, "<I", 2 << 20), (_CMDLINE_SIZE, "<I", _BARE_CMDLINE)):
         struct.pack_into(form, header, offset - _HEADER, value)
-    return _Kernel(image, bytes(header), "linux ELF", "ELF kernel", end=0)
+    return Kernel(image, bytes(header), "linux ELF", "ELF kernel", end=0)
 
 
-def _open_bzimage(image: FileImage, ram: Ram) -> _Kernel:
+def _open_bzimage(image: FileImage, ram: Ram) -> Kernel:
     """Read the setup header, and unpack what it describes."""
     name = image.name
     header_end = min(_MAGIC + image.read(_JUMP_LENGTH, 1)[0], _HEADER_MAX)
     header = image.read(_HEADER, max(header_end, _VERSION + 2) - _HEADER)
     header = header.ljust(_HEADER_MAX - _HEADER, b"\0")
-    get = _Kernel(image, header, "linux bzImage", "", 0).field
+    get = Kernel(image, header, "linux bzImage", "", 0).field
     protocol = get(_VERSION, "<H")
     if protocol < _PROTOCOL_PAYLOAD:
         raise InputError(f"{name}: boot protocol {protocol >> 8}.{protocol & 0xff:02} is too old; "
@@ -144,7 +149,7 @@ def _open_bzimage(image: FileImage, ram: Ram) -> _Kernel:
     packed = payload.find(image, start, get(_PAYLOAD_OFFSET + 4, "<I"), limit)
     inner = payload.unpacked(image, packed)
     version = _version(image, get(_KERNEL_VERSION, "<H"))
-    return _Kernel(inner, header, "linux bzImage", f"Linux {version} ({packed.method})", end)
+    return Kernel(inner, header, "linux bzImage", f"Linux {version} ({packed.method})", end)
 
 
 def _version(image: Image, pointer: int) -> str:
