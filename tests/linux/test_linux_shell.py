@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``bt run linux`` in a terminal, used as a person uses it."""
+
+from __future__ import annotations
+
+import re
+import termios
+
+import pexpect
+import pytest
+from linuxrig import ROOT, bt_command
+
+PROMPT = "/root # "
+
+
+class Terminal(pexpect.spawn):
+    """A person at ``bt run linux``."""
+
+    def __init__(self, *arguments: str) -> None:
+        argv = bt_command("run", "linux", *arguments)
+        # A size that no default would have.
+        super().__init__(argv[0], argv[1:], timeout=60, cwd=str(ROOT), encoding="utf-8",
+                         codec_errors="replace", dimensions=(31, 97))
+        self.delaybeforesend = None
+
+    def shell(self, line: str) -> str:
+        """What the shell prints for ``line``, up to the next prompt."""
+        self.sendline(line)
+        self.expect_exact(line)  # its echo
+        self.expect(r"\r+\n")
+        self.expect_exact(PROMPT)
+        return re.sub(r"\r+\n", "\n", self.before)
+
+    def start(self, command: str) -> None:
+        """Run ``command`` and wait until it runs: before that a Ctrl-C would be the shell's."""
+        self.sendline(f"sh -c 'echo run\"\"ning; exec {command}'")
+        self.expect_exact("running")
+
+    def ended(self) -> int:
+        """The exit status, when it has ended."""
+        self.expect(pexpect.EOF)
+        self.wait()
+        return self.exitstatus
+
+
+@pytest.fixture
+def terminal(debian):
+    made = []
+
+    def start(*arguments):
+        made.append(Terminal(*arguments))
+        return made[-1]
+
+    yield start
+    for process in made:
+        process.close(force=True)
+
+
+def test_a_session(terminal):
+    """Boot messages, a command, a failing one, the window's size, Ctrl-C, job control, the end."""
+    person = terminal()
+    person.expect("Linux version 6")
+    person.expect_exact(PROMPT)
+    assert re.fullmatch(r"Linux .* x86_64 GNU/Linux\n", person.shell("uname -a"))
+    assert person.shell("false; echo status $?") == "status 1\n"
+    assert person.shell("stty size") == "31 97\n"
+    assert person.shell("tty") == "/dev/ttyS0\n"
+
+    person.start("sleep 1000")
+    person.sendcontrol("c")
+    person.expect_exact(PROMPT)
+    assert person.shell("echo alive after $?") == "alive after 130\n"
+
+    person.start("cat > note")
+    person.send("two\nlines\n")
+    person.sendcontrol("d")
+    person.expect_exact(PROMPT)
+    assert person.shell("cat note; rm note") == "two\nlines\n"
+
+    person.start("sleep 1000")
+    person.sendcontrol("z")
+    person.expect_exact("Stopped")
+    person.expect_exact(PROMPT)
+    person.shell("kill %1")
+
+    person.sendline("poweroff -f")
+    assert person.ended() == 0
+
+
+def test_editing_a_file_with_vi(terminal):
+    person = terminal()
+    person.expect_exact(PROMPT)
+    person.sendline("vi letter")
+    person.expect_exact("\x1b[")  # it draws a screen
+    person.send("iDear kernel,\rboot.\x1b")
+    person.expect_exact("- letter [Modified]")  # Esc and : at once would be one escape sequence
+    person.send(":wq\r")
+    person.expect_exact(PROMPT)
+    assert person.shell("cat letter") == "Dear kernel,\nboot.\n"
+    person.sendline("reboot -f")
+    assert person.ended() == 0
+
+
+def test_ctrl_a_x_leaves_and_the_terminal_is_as_before(terminal):
+    person = terminal("--append", "quiet")
+    before = termios.tcgetattr(person.child_fd)
+    person.expect_exact(PROMPT)
+    assert termios.tcgetattr(person.child_fd) != before  # raw
+    person.send("\x01h")
+    person.expect_exact("Ctrl-A")
+    assert person.shell("echo still here") == "still here\n"
+    person.send("\x01x")
+    assert person.ended() == 0
+    assert termios.tcgetattr(person.child_fd) == before
+
+
+def test_a_panic_typed_by_hand(terminal):
+    person = terminal("--append", "quiet")
+    person.expect_exact(PROMPT)
+    person.sendline("echo c > /proc/sysrq-trigger")
+    person.expect_exact("Kernel panic - not syncing: sysrq triggered crash")
+    person.expect_exact("bt: the guest died")
+    assert person.ended() == 3
