@@ -390,7 +390,7 @@ cdef bint write_cr4(Vm *vm, uint64_t value) noexcept nogil:
 cdef void write_cr3(Vm *vm, uint64_t value) noexcept nogil:
     vm.cr3 = value if vm.efer & EFER_LMA else value & <uint64_t>0xffffffff
     vm.page[PG_CR3] = vm.cr3
-    flush_tlb(vm)
+    flush_locals(vm)
 
 cdef inline int register_size(Insn *insn) noexcept nogil:
     return 8 if insn.bits == 64 else 4

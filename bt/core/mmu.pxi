@@ -14,6 +14,7 @@ cdef struct Walk:
     uint64_t gpa
     int writable                # a write would be allowed and is already marked dirty
     int executable
+    int is_global               # survives a load of CR3
 
 cdef enum:
     PTE_P = 1
@@ -22,6 +23,7 @@ cdef enum:
     PTE_A = 0x20
     PTE_D = 0x40
     PTE_PS = 0x80
+    PTE_G = 0x100
 
 cdef uint64_t PTE_NX = <uint64_t>1 << 63
 cdef uint64_t PTE_ADDRESS = 0x000ffffffffff000
@@ -61,6 +63,7 @@ cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept n
         out.gpa = gva
         out.writable = 1
         out.executable = 1
+        out.is_global = 1
         return 0
     error = (PF_W if access == ACCESS_WRITE else 0) | (PF_U if user else 0)
     if access == ACCESS_FETCH and vm.efer & EFER_NXE and vm.cr4 & CR4_PAE:
@@ -157,6 +160,7 @@ cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept n
         out.gpa |= gva & ((<uint64_t>1 << shift) - 1)
         out.executable = 1
         entry = entry32
+    out.is_global = entry & PTE_G and vm.cr4 & CR4_PGE
     out.writable = (rights & PTE_W or (not user and not vm.cr0 & CR0_WP)) and entry & PTE_D
     return 0
 
@@ -169,11 +173,27 @@ cdef void flush_tlb(Vm *vm) noexcept nogil:
     uc_ctl_flush_tlb(vm.uc)
     vm.gen += 1
     vm.flush_gen += 1
+    vm.n_locals = 0
     vm.exits[EXIT_TLB_FLUSH] += 1
 
 cdef void flush_page(Vm *vm, uint64_t gva) noexcept nogil:
     """INVLPG: one page only. The write grants of other pages stay valid."""
     tlb_flush_page(vm.cpu, gva)
+    vm.gen += 1
+
+cdef void flush_locals(Vm *vm) noexcept nogil:
+    """What a load of CR3 forgets: all but global pages (SDM vol. 3, 4.10.4.1).
+
+    A kernel that switches address spaces for a moment (Linux patching its text does, thousands of
+    times a boot) has few pages of its own to lose; they go one by one and the rest stays.
+    """
+    cdef uint32_t i
+    if vm.n_locals > MAX_LOCALS:
+        flush_tlb(vm)
+        return
+    for i in range(vm.n_locals):
+        tlb_flush_page(vm.cpu, vm.locals[i])
+    vm.n_locals = 0
     vm.gen += 1
 
 cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
@@ -186,8 +206,6 @@ cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
     cdef Walk found
     cdef int access
     cdef bint user = vm.cpl == 3
-    cdef uint64_t gpn
-    cdef CodePage *page
     if vm.probing:
         entry.paddr = vm.probe_pa
         entry.perms = UC_PROT_EXEC | UC_PROT_READ
@@ -222,11 +240,23 @@ cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
     if walk(vm, gva, access, user, &found) != 0:
         vm.fill_refused = 1
         return False
+    if not fill_page(vm, &found, access, entry):
+        vm.fill_refused = 1
+        return False
+    if not found.is_global:     # after fill_page, which may flush
+        if vm.n_locals < MAX_LOCALS:
+            vm.locals[vm.n_locals] = gva
+        vm.n_locals += vm.n_locals <= MAX_LOCALS
+    return True
+
+cdef bint fill_page(Vm *vm, Walk *found, int access, uc_tlb_entry *entry) noexcept nogil:
+    """Choose the page and the rights for a translation, and the page's new state if it changes."""
+    cdef uint64_t gpn
+    cdef CodePage *page
     if found.gpa >= vm.ram_size:
         if access == ACCESS_FETCH:
             vm.fault_gva = found.gpa
             vm.stop = STOP_VOID
-            vm.fill_refused = 1
             return False
         entry.paddr = PA_ABSENT + found.gpa % ABSENT_SIZE
         entry.perms = UC_PROT_READ
@@ -241,7 +271,6 @@ cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
             if page == NULL:
                 vm.stop = STOP_UNSUPPORTED
                 vm.message = b"the host has no memory left for code pages"
-                vm.fill_refused = 1
                 return False
         if page.copy >= 0:
             entry.paddr = PA_COPY + (<uint64_t>page.copy << 12)

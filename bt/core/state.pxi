@@ -165,6 +165,7 @@ cdef enum:
     VMM_TLB = 64
     ROWS = 256
     MAX_POINTS = 24
+    MAX_LOCALS = 32             # more than so many: a CR3 load forgets everything
     RECENT = 32                 # blocks remembered for the death report
 
 cdef struct Point:              # where inside a stub the vCPU can be found (stubs.Point)
@@ -287,6 +288,8 @@ cdef struct Vm:
     uint32_t next_copy
     uint64_t gen                # of everything cached by GVA
     uint32_t flush_gen
+    uint64_t locals[MAX_LOCALS] # pages in the TLB that are not global, while they are few
+    uint32_t n_locals
     Cached reads[VMM_TLB]
     Cached writes[VMM_TLB]
     Cached fetches[VMM_TLB]

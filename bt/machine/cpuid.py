@@ -33,7 +33,8 @@ _LAHF, _LZCNT = 1 << 0, 1 << 5
 _EXT_ECX = _LAHF | _LZCNT
 _CONSTANT_TSC = 1 << 8
 
-_SIGNATURE = 0x0000_0590            # family 5, model 9, stepping 0
+# Family 5, model 4, stepping 3. (Not model 9: Linux takes PGE away from that one.)
+_SIGNATURE = 0x0000_0543
 _BRAND = b"Ring1 virtual CPU on Unicorn (in-order)".ljust(48, b"\0")
 
 #: The VMM's own leaves: 0x40000000 names it, 0x40000001 gives its version.
