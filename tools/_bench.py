@@ -330,6 +330,7 @@ def main(measure: Callable[[argparse.Namespace], dict[str, Any]],
          show: Callable[[Mapping[str, Any]], str], options: argparse.Namespace) -> int:
     """Measure and print. Exit status 2 with one line when it cannot be done."""
     try:
+        importlib.import_module("bt")
         results = {"machine": machine(), **measure(options)}
     except KeyboardInterrupt:
         return 130
@@ -338,6 +339,8 @@ def main(measure: Callable[[argparse.Namespace], dict[str, Any]],
         if not isinstance(error, BenchError | ImportError) and type(error).__name__ != "InputError":
             raise
         progress("")
+        if isinstance(error, ImportError):
+            error = BenchError(f"{error}: build it (make test), then run with .venv/bin/python")
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return 2
     progress("")
