@@ -38,7 +38,6 @@ cdef void raise_exception(Vm *vm, int vector, uint32_t error) noexcept nogil:
         else:
             vector = vm.fault_vector
             error = vm.fault_error
-            # External event or not, the error code names the new fault's own selector.
         first = vector
 
 cdef void raise_pending(Vm *vm) noexcept nogil:
@@ -118,6 +117,8 @@ cdef int deliver64(Vm *vm, int vector, bint soft, bint has_error, uint32_t error
         if read_virt(vm, vm.tr.base + 28 + ist * 8, &rsp, 8, False) != 0:
             return -1
     elif new_cpl < vm.cpl:
+        if vm.tr.limit < 11:
+            return fault(vm, EX_TS, vm.tr.selector & 0xfffc)
         if read_virt(vm, vm.tr.base + 4, &rsp, 8, False) != 0:
             return -1
     else:
@@ -193,6 +194,8 @@ cdef int deliver32(Vm *vm, int vector, bint soft, bint has_error, uint32_t error
     frame[words + 2] = <uint32_t>flags
     words += 3
     if new_cpl < vm.cpl:
+        if vm.tr.limit < (11 if (vm.tr.flags >> 8) & 8 else 5):
+            return fault(vm, EX_TS, vm.tr.selector & 0xfffc)
         if (vm.tr.flags >> 8) & 8:
             if read_virt(vm, vm.tr.base + 4, pair, 8, False) != 0:
                 return -1

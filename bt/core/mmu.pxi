@@ -108,8 +108,7 @@ cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept n
                 slot[0] = entry | PTE_A
             table = entry & PTE_ADDRESS
             level -= 1
-        if (user and not rights & PTE_U) or (nx and access == ACCESS_FETCH) or \
-                (access == ACCESS_FETCH and not user and rights & PTE_U and vm.cr4 & CR4_SMEP):
+        if (user and not rights & PTE_U) or (nx and access == ACCESS_FETCH):
             return page_fault(vm, gva, error | PF_P)
         if access == ACCESS_WRITE and not rights & PTE_W and (user or vm.cr0 & CR0_WP):
             return page_fault(vm, gva, error | PF_P)

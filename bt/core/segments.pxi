@@ -139,7 +139,7 @@ cdef int descriptor_at(Vm *vm, uint32_t selector, uint64_t *address) noexcept no
     return 0
 
 cdef int descriptor_read(Vm *vm, uint32_t selector, uint32_t *e) noexcept nogil:
-    """Read e[0], e[1]. -1 without a fault set to something is impossible: vm.fault_* is set."""
+    """Read a descriptor into e[0], e[1]. 0, or -1 with vm.fault_* set."""
     cdef uint64_t address
     cdef bint found = False
     if vm.xen != NULL and not selector & 4:

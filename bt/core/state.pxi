@@ -33,7 +33,6 @@ cdef uint64_t CR0_TS = 8
 cdef uint64_t CR0_ET = 0x10
 cdef uint64_t CR0_NE = 0x20
 cdef uint64_t CR0_WP = 0x10000
-cdef uint64_t CR0_AM = 0x40000
 cdef uint64_t CR0_NW = 0x20000000
 cdef uint64_t CR0_CD = 0x40000000
 cdef uint64_t CR0_PG = 0x80000000
@@ -46,9 +45,7 @@ cdef uint64_t CR4_PGE = 0x80
 cdef uint64_t CR4_PCE = 0x100
 cdef uint64_t CR4_OSFXSR = 0x200
 cdef uint64_t CR4_OSXMMEXCPT = 0x400
-cdef uint64_t CR4_UMIP = 0x800
 cdef uint64_t CR4_FSGSBASE = 0x10000
-cdef uint64_t CR4_SMEP = 0x100000
 cdef uint64_t EFER_SCE = 1
 cdef uint64_t EFER_LME = 0x100
 cdef uint64_t EFER_LMA = 0x400
@@ -73,7 +70,6 @@ cdef enum:                      # exception vectors (SDM vol. 3, 6.3.1)
     EX_DB = 1
     EX_BP = 3
     EX_OF = 4
-    EX_BR = 5
     EX_UD = 6
     EX_NM = 7
     EX_DF = 8
@@ -82,11 +78,9 @@ cdef enum:                      # exception vectors (SDM vol. 3, 6.3.1)
     EX_SS = 12
     EX_GP = 13
     EX_PF = 14
-    EX_MF = 16
     EX_AC = 17
-    EX_XF = 19
 
-# Why `run` came back to Python. Exit reasons of the control unit; see bt/machine/exits.py.
+# Why `run` came back to Python.
 cdef enum:
     STOP_NONE = 0
     STOP_KICK = 1               # a deadline passed, input arrived or someone asked
@@ -101,7 +95,7 @@ cdef enum:
 # Pseudo-exits counted beside the rows of the sensitive table.
 cdef enum:
     EXIT_EXCEPTION = 0          # + vector: exceptions the CPU raised, 0..31
-    EXIT_SOFTINT = 32           # INT n from user code
+    EXIT_SOFTINT = 32           # INT n from user code, INT3, INTO
     EXIT_SYSCALL = 33
     EXIT_SYSENTER = 34
     EXIT_IRQ = 35               # interrupts injected
@@ -339,5 +333,3 @@ cdef inline int code_bits(Vm *vm) noexcept nogil:
         return 64
     return 32 if vm.env.hflags & HF_CS32 else 16
 
-cdef inline bint long_mode(Vm *vm) noexcept nogil:
-    return (vm.efer & EFER_LMA) != 0

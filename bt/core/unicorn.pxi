@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# The part of Unicorn's C interface the core uses (unicorn/unicorn.h, unicorn/x86.h of 2.1.4), and
-# the two exported-but-undocumented QEMU functions that make single-page invalidation possible.
+# The part of Unicorn's C interface the core uses (unicorn/unicorn.h, unicorn/x86.h of 2.1.4).
 
 from libc.stdint cimport (int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t,
                           uintptr_t)
@@ -9,8 +8,6 @@ from libc.string cimport memcmp, memcpy, memset
 
 cdef extern from "unicorn/unicorn.h" nogil:
     ctypedef struct uc_engine:
-        pass
-    ctypedef struct uc_context:
         pass
     ctypedef size_t uc_hook
     ctypedef int uc_err
@@ -64,7 +61,6 @@ cdef extern from "unicorn/unicorn.h" nogil:
     uc_err uc_ctl_tlb_mode(uc_engine *uc, int mode)
     uc_err uc_ctl_exits_enable(uc_engine *uc)
     uc_err uc_ctl_set_cpu_model(uc_engine *uc, int model)
-    uc_err uc_ctl_set_tcg_buffer_size(uc_engine *uc, uint32_t size)
     uc_err uc_ctl_flush_tlb(uc_engine *uc)
     uc_err uc_ctl_remove_cache(uc_engine *uc, uint64_t start, uint64_t end)
     uc_err uc_ctl_flush_tb(uc_engine *uc)

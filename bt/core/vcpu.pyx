@@ -495,7 +495,7 @@ cdef class Vcpu:
 
     def xen_set_vcpu_info(self, uint64_t gpa):
         """vcpu_info has moved (VCPUOP_register_vcpu_info)."""
-        if gpa + 64 > self.vm.ram_size:
+        if gpa > self.vm.ram_size - 64:
             raise ValueError("vcpu_info outside RAM")
         self.vm.xen.vcpu_info = gpa
 
@@ -733,7 +733,7 @@ cdef class Vcpu:
         cdef uint8_t *buffer = out
         if length <= 0 or length > 1 << 20:
             return None
-        # A look must not mark pages accessed for the guest more than a fetch would: it may.
+        # Looking sets accessed bits, as a read of the guest would.
         if read_virt(self.vm, gva, buffer, length, False) != 0:
             return None
         return bytes(out)
