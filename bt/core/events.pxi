@@ -36,8 +36,10 @@ cdef void raise_exception(Vm *vm, int vector, uint32_t error) noexcept nogil:
             vector = EX_DF
             error = 0
         else:
+            # The error code names the new fault's own selector; EXT says that an event was being
+            # delivered (SDM vol. 3, 6.13).
             vector = vm.fault_vector
-            error = vm.fault_error
+            error = vm.fault_error if vector == EX_PF else vm.fault_error | 1
         first = vector
 
 cdef void raise_pending(Vm *vm) noexcept nogil:
@@ -288,14 +290,44 @@ cdef void take_irq(Vm *vm) noexcept nogil:
     vm.exits[EXIT_IRQ] += 1
     vm.halted = 0
     if deliver(vm, vector, False, False, 0) != 0 and not vm.stop:
-        raise_exception(vm, vm.fault_vector, vm.fault_error)
+        raise_exception(vm, vm.fault_vector,
+                        vm.fault_error if vm.fault_vector == EX_PF else vm.fault_error | 1)
 
 cdef void interrupts_opened(Vm *vm, bint shadow) noexcept nogil:
-    """IF just became 1. Take a pending interrupt now, or after one more instruction (STI)."""
-    if not vm.intr:
-        return
+    """IF just became 1. A pending interrupt comes now, or after one more instruction (STI)."""
     if shadow:
         vm.shadow = linear(vm, vm.env.eip)
-        kick_soon(vm)
+        if vm.intr:
+            leave(vm)           # run_guest sees to that one instruction
     else:
         take_irq(vm)
+
+# The shadow of STI and MOV SS lasts one instruction. A stop between blocks can fall right behind the
+# STI, and STI; HLT depends on nothing coming between the two. So the instruction is run alone, by the
+# CPU's own single step.
+
+cdef bint begin_step(Vm *vm) noexcept nogil:
+    """Whether an interrupt waits for the instruction at RIP, which is then set up to run alone."""
+    cdef uint8_t byte = 0
+    if not vm.shadow or vm.shadow != linear(vm, vm.env.eip) or not interrupts_on(vm):
+        return False
+    # The guest steps by itself: its #DB is an exit too. Engine trap runs PUSHF, which would show TF.
+    if vm.env.eflags & FL_TF or (not vm.translate and
+                                 fetch_code(vm, vm.shadow, &byte, 1) == 1 and byte == 0x9c):
+        vm.shadow = 0
+        return False
+    vm.env.eflags |= FL_TF
+    vm.stepping = 1
+    return True
+
+cdef inline void clear_step(Vm *vm) noexcept nogil:
+    """Our TF goes before anybody looks at the flags."""
+    if vm.stepping:
+        vm.stepping = 0
+        vm.env.eflags &= ~<uint64_t>FL_TF
+
+cdef inline void end_step(Vm *vm) noexcept nogil:
+    """An exit of the one instruction: it is done here, then `run_guest` looks for interrupts."""
+    if vm.stepping:
+        clear_step(vm)
+        leave(vm)

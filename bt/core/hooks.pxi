@@ -76,7 +76,13 @@ cdef void stub_slow(Vm *vm, Stub *stub) noexcept nogil:
     if vm.env.eip == after and not vm.stop:
         vm.env.eip = resume
         if vm.shadow == after:
-            vm.shadow = resume
+            vm.shadow = resume          # run_guest steps over the absorbed instruction there
+
+cdef void stub_step(Vm *vm, Stub *stub) noexcept nogil:
+    """Do a stub's instruction under the guest's TF; `emulate` raises the #DB behind it."""
+    cdef uint8_t code[16]
+    if fetch_code(vm, stub.site_gva, code, stub.length) == stub.length:
+        emulate(vm, stub.row, stub.site_gva, code, stub.length, 64)
 
 cdef bint assist(Vm *vm) noexcept nogil:
     """A fault that is really one of ours: the CPU's descriptor tables are empty, RDTSC is off.
@@ -114,6 +120,11 @@ cdef void on_interrupt(uc_engine *uc, uint32_t vector, void *data) noexcept nogi
     # QEMU would turn the next fault into a double fault; delivery is ours, so is that rule.
     env_int(env, OFF_OLD_EXCEPTION)[0] = -1
     audit(vm)
+    if vm.stepping:
+        end_step(vm)
+        if vector == EX_DB and not env_int(env, OFF_IS_INT)[0]:
+            vm.shadow = 0
+            return
     if not env_int(env, OFF_IS_INT)[0]:
         exception(vm, vector, <uint32_t>env_int(env, OFF_ERROR_CODE)[0])
         return
@@ -153,8 +164,13 @@ cdef void soft_event(Vm *vm, int vector, int length) noexcept nogil:
     soft_interrupt(vm, vector, vm.rip)
 
 cdef void exception(Vm *vm, int vector, uint32_t error) noexcept nogil:
+    cdef Stub *stub = stub_of(vm, vm.env.eip) if vm.cpl == 0 else NULL
     vm.exits[EXIT_EXCEPTION + (vector & 31)] += 1
     leave_stub(vm)
+    if vector == EX_DB and stub != NULL and vm.env.eip == stub.site_gva:
+        # The guest's single step ran the jump to the stub, of which the guest must see nothing.
+        stub_step(vm, stub)
+        return
     if EX_TS <= vector <= EX_GP and assist(vm):
         return
     if vector == EX_GP and error & 2:
@@ -173,25 +189,39 @@ cdef bint on_invalid(uc_engine *uc, void *data) noexcept nogil:
     """UC_HOOK_INSN_INVALID: #UD. True: handled, go on at env.eip."""
     cdef Vm *vm = <Vm *>data
     env_int(vm.env, OFF_OLD_EXCEPTION)[0] = -1
+    end_step(vm)
     exception(vm, EX_UD, 0)
     return True
+
+cdef int entry_length(Vm *vm, uint8_t opcode) noexcept nogil:
+    """Length of the SYSCALL or SYSENTER at RIP. Prefixes are allowed and do nothing, but count."""
+    cdef uint8_t code[15]
+    cdef int i, avail = fetch_code(vm, linear(vm, vm.env.eip), code, 15)
+    for i in range(avail - 1):
+        if code[i] == 0x0f and code[i + 1] == opcode:
+            return i + 2
+    return 2
 
 cdef void on_syscall(uc_engine *uc, void *data) noexcept nogil:
     """SYSCALL never executes in Unicorn; afterwards it adds the instruction's length to RIP."""
     cdef Vm *vm = <Vm *>data
+    cdef int length = entry_length(vm, 0x05)
     audit(vm)
+    end_step(vm)
     if vm.tracing:
         python_trace(vm, -3, 0)
     if vm.xen != NULL:
-        xen_syscall(vm)
+        xen_syscall(vm, length)
     else:
-        do_syscall(vm)
-    vm.env.eip -= 2
+        do_syscall(vm, length)
+    vm.env.eip -= length
 
 cdef void on_sysenter(uc_engine *uc, void *data) noexcept nogil:
     cdef Vm *vm = <Vm *>data
+    cdef int length = entry_length(vm, 0x34)
+    end_step(vm)
     do_sysenter(vm)
-    vm.env.eip -= 2
+    vm.env.eip -= length
 
 cdef int on_cpuid(uc_engine *uc, void *data) noexcept nogil:
     """CPUID does not fault at any privilege. Under `bt` it was rewritten before it got here."""

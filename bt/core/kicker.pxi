@@ -86,10 +86,3 @@ cdef void kicker_kick(Kicker *k) noexcept nogil:
     pthread_cond_signal(&k.changed)
     pthread_cond_broadcast(&k.woken)
     pthread_mutex_unlock(&k.lock)
-
-cdef void kick_soon(Vm *vm) noexcept nogil:
-    """An interrupt is waiting for one more instruction: come back right after this block."""
-    if vm.deterministic:
-        vm.block_deadline = vm.blocks + 1
-    else:
-        kicker_kick(<Kicker *>vm.kicker)

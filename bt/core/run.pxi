@@ -49,7 +49,7 @@ cdef void run_guest(Vm *vm) noexcept nogil:
             xen_events(vm)
             if vm.stop:
                 return
-        elif vm.intr and interrupts_on(vm) and leave_stub(vm):
+        elif vm.intr and interrupts_on(vm) and not begin_step(vm) and leave_stub(vm):
             take_irq(vm)
             if vm.stop:
                 return
@@ -59,6 +59,7 @@ cdef void run_guest(Vm *vm) noexcept nogil:
             return
         vm.stop_now = 0
         err = uc_emu_start(vm.uc, vm.env.eip, 0, 0, 0)
+        clear_step(vm)
         if vm.fill_refused:
             vm.fill_refused = 0
             if vm.window_lost:

@@ -245,6 +245,7 @@ cdef struct Vm:
     int fault_vector
     int fill_refused
     uint64_t shadow             # linear RIP that interrupts must not be taken at (STI, MOV SS), 0
+    int stepping                # running the one instruction at vm.shadow, by our own TF
     # events
     int intr                    # INTR line of the interrupt controller
     volatile int kick           # somebody wants the vCPU to come out

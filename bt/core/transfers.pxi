@@ -151,7 +151,7 @@ cdef void iret_real(Vm *vm, int size) noexcept nogil:
     update_hflags(vm)
     interrupts_opened(vm, False)
 
-cdef void do_syscall(Vm *vm) noexcept nogil:
+cdef void do_syscall(Vm *vm, int length) noexcept nogil:
     """SYSCALL in 64-bit or compatibility code. env.eip is at the instruction."""
     cdef Env *env = vm.env
     cdef uint32_t selector
@@ -164,7 +164,7 @@ cdef void do_syscall(Vm *vm) noexcept nogil:
         return
     selector = (vm.star >> 32) & 0xfffc
     flags = get_flags(vm)
-    env.regs[RCX] = env.eip + 2
+    env.regs[RCX] = env.eip + length
     env.regs[R11] = flags & ~<uint64_t>FL_RF
     env.eip = vm.lstar if was64 else vm.cstar
     enter_flat(vm, R_CS, selector, FLAT_CODE | D_L)

@@ -174,18 +174,18 @@ cdef void xen_events(Vm *vm) noexcept nogil:
         vm.xen.upcalls += 1
         bounce(vm, vm.xen.callbacks[CALLBACK_EVENT], False, 0, True)
 
-cdef void xen_syscall(Vm *vm) noexcept nogil:
+cdef void xen_syscall(Vm *vm, int length) noexcept nogil:
     """SYSCALL: a hypercall from the kernel, a system call from user code. env.eip is at it."""
     cdef Env *env = vm.env
     cdef uint64_t number
     cdef int64_t result
     if vm.cpl == 3:
         vm.exits[EXIT_SYSCALL] += 1
-        env.eip += 2
+        env.eip += length
         env.regs[RCX] = env.eip
         env.regs[R11] = get_flags(vm)
         if vm.xen.callbacks[CALLBACK_SYSCALL] == 0:
-            vm.rip = env.eip - 2
+            vm.rip = env.eip - length
             raise_ud(vm)
             return
         bounce(vm, vm.xen.callbacks[CALLBACK_SYSCALL], False, 0,
@@ -193,7 +193,7 @@ cdef void xen_syscall(Vm *vm) noexcept nogil:
         return
     number = env.regs[RAX] & <uint64_t>0xffffffff
     vm.rip = env.eip
-    env.eip += 2
+    env.eip += length
     if number == HC_IRET:
         vm.xen.calls[HC_IRET] += 1
         xen_iret(vm)
