@@ -36,6 +36,7 @@ PAGE = 0x1000
 MAX_PASSES = 12
 PLACEHOLDER = 0x5A17C0DE  #: an address in 64-bit code until the instruction's length is known
 NOBITS = "bss"  #: the section that takes no room in the file
+NOTE = "note"  #: the section that a PT_NOTE program header points at
 
 _REGISTERS = set(
     "al ah ax eax rax bl bh bx ebx rbx cl ch cx ecx rcx dl dh dx edx rdx si sil esi rsi di dil edi "
@@ -532,11 +533,13 @@ def elf32(program: Program) -> bytes:
     anything else. The entry point is the symbol ``start``. A symbol table is included, so that
     tools can name guest addresses.
     """
-    segments, blob = [], bytearray(PAGE)
+    segments, notes, blob = [], [], bytearray(PAGE)
     for section in program.sections:
         flags = 5 if section.name == "text" else 6
         segments.append(struct.pack("<8I", 1, len(blob), section.address, section.address,
                                     len(section.data), section.size, flags, PAGE))
+        if section.name == NOTE:
+            notes.append(struct.pack("<I", 4) + segments[-1][4:])
         blob += section.data + bytes(-len(section.data) % PAGE)
     names, entries = bytearray(1), bytearray(16)
     for name, value in sorted(program.symbols.items(), key=lambda item: item[1]):
@@ -549,7 +552,7 @@ def elf32(program: Program) -> bytes:
     headers = bytearray(40)
     for section, segment in zip(program.sections, segments, strict=True):
         offset = struct.unpack_from("<I", segment, 4)[0]
-        headers += struct.pack("<10I", len(names), 8 if section.name == NOBITS else 1,
+        headers += struct.pack("<10I", len(names), {NOBITS: 8, NOTE: 7}.get(section.name, 1),
                                6 if section.name == "text" else 3, section.address, offset,
                                section.size, 0, 0, PAGE, 0)
         names += f".{section.name}\0".encode()
@@ -568,7 +571,8 @@ def elf32(program: Program) -> bytes:
     blob += headers
     identity = b"\x7fELF\x01\x01\x01" + bytes(9)
     header = identity + struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, program.symbols["start"], 52,
-                                    headers_at, 0, 52, 32, len(segments), 40, count + 3, count + 2)
+                                    headers_at, 0, 52, 32, len(segments + notes), 40, count + 3,
+                                    count + 2)
     blob[:len(header)] = header
-    blob[52:52 + 32 * len(segments)] = b"".join(segments)
+    blob[52:52 + 32 * len(segments + notes)] = b"".join(segments + notes)
     return bytes(blob)

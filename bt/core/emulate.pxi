@@ -22,7 +22,7 @@ cdef inline void done(Vm *vm, int status) noexcept nogil:
 
 cdef inline void put_if(Vm *vm, uint64_t value) noexcept nogil:
     vm.page[PG_VIF] = value
-    if vm.cpl == 3 or not vm.translate:
+    if vm.cpl == 3 or not (vm.translate or vm.pv != NULL):
         vm.env.eflags = (vm.env.eflags & ~<uint64_t>FL_IF) | value
 
 cdef void do_cli(Vm *vm, Insn *insn) noexcept nogil:
@@ -133,48 +133,48 @@ cdef void do_str(Vm *vm, Insn *insn) noexcept nogil:
 
 cdef void load_system(Vm *vm, Insn *insn, Descriptor *into, bint is_tss) noexcept nogil:
     """LLDT and LTR (SDM vol. 2)."""
-    cdef uint64_t selector, address
-    cdef uint32_t e[4]
-    cdef int kind
+    cdef uint64_t selector
     if not vm.cr0 & CR0_PE:
         raise_ud(vm)
         return
     if not kernel_only(vm):
         return
-    if operand_read(vm, insn, 2, &selector) != 0:
+    if operand_read(vm, insn, 2, &selector) != 0 or \
+            load_system_selector(vm, <uint32_t>selector, into, is_tss) != 0:
         raise_pending(vm)
-        return
+
+cdef int load_system_selector(Vm *vm, uint32_t selector, Descriptor *into,
+                              bint is_tss) noexcept nogil:
+    """Load LDTR or TR. 0, or -1 with the fault set and nothing changed."""
+    cdef uint64_t address
+    cdef uint32_t e[4]
+    cdef int kind
     if selector & 0xfffc == 0:
         if is_tss:
-            raise_gp(vm, 0)
-        else:
-            into.selector = selector
-            into.limit = 0
-            into.base = 0
-        return
+            return fault(vm, EX_GP, 0)
+        into.selector = selector
+        into.limit = 0
+        into.base = 0
+        return 0
     memset(e, 0, sizeof(e))
     if selector & 4 or descriptor_at(vm, selector, &address) != 0:
-        raise_gp(vm, selector & 0xfffc)
-        return
+        return fault(vm, EX_GP, selector & 0xfffc)
     if read_virt(vm, address, e, 16 if vm.efer & EFER_LMA else 8, False) != 0:
-        raise_pending(vm)
-        return
+        return -1
     kind = (e[1] >> 8) & 0x1f
     if (is_tss and kind != 9 and (kind != 1 or vm.efer & EFER_LMA)) or \
             (not is_tss and kind != 2):
-        raise_gp(vm, selector & 0xfffc)
-        return
+        return fault(vm, EX_GP, selector & 0xfffc)
     if not e[1] & D_P:
-        vm.env.eip = vm.rip
-        raise_exception(vm, EX_NP, selector & 0xfffc)
-        return
-    into.selector = <uint32_t>selector
+        return fault(vm, EX_NP, selector & 0xfffc)
+    into.selector = selector
     into.base = descriptor_base(e[0], e[1]) | (<uint64_t>e[2] << 32)
     into.limit = descriptor_limit(e[0], e[1])
     if is_tss:
         e[1] |= 0x200           # busy
         write_virt(vm, address + 4, &e[1], 4, False)
     into.flags = e[1]
+    return 0
 
 cdef void do_lldt(Vm *vm, Insn *insn) noexcept nogil:
     load_system(vm, insn, &vm.ldt, False)
@@ -562,10 +562,18 @@ cdef uint32_t MSR_KERNEL_GS_BASE = 0xc0000102
 cdef uint32_t MSR_TSC_AUX = 0xc0000103
 
 cdef void do_rdmsr(Vm *vm, Insn *insn) noexcept nogil:
-    cdef uint32_t msr = <uint32_t>vm.env.regs[RCX]
     cdef uint64_t value = 0
     if not kernel_only(vm):
         return
+    if not msr_read(vm, <uint32_t>vm.env.regs[RCX], &value):
+        raise_gp(vm, 0)
+        return
+    vm.env.regs[RAX] = value & <uint64_t>0xffffffff
+    vm.env.regs[RDX] = value >> 32
+
+cdef bint msr_read(Vm *vm, uint32_t msr, uint64_t *out) noexcept nogil:
+    """False: there is no such MSR."""
+    cdef uint64_t value = 0
     if msr == MSR_FS_BASE:
         value = vm.env.segs[R_FS].base
     elif msr == MSR_GS_BASE:
@@ -597,17 +605,19 @@ cdef void do_rdmsr(Vm *vm, Insn *insn) noexcept nogil:
     elif msr == MSR_PAT:
         value = vm.pat
     elif not python_rdmsr(vm, msr, &value):
-        raise_gp(vm, 0)
-        return
-    vm.env.regs[RAX] = value & <uint64_t>0xffffffff
-    vm.env.regs[RDX] = value >> 32
+        return False
+    out[0] = value
+    return True
 
 cdef void do_wrmsr(Vm *vm, Insn *insn) noexcept nogil:
-    cdef uint32_t msr = <uint32_t>vm.env.regs[RCX]
-    cdef uint64_t value = (vm.env.regs[RAX] & <uint64_t>0xffffffff) | (vm.env.regs[RDX] << 32)
+    if kernel_only(vm) and not msr_write(vm, <uint32_t>vm.env.regs[RCX],
+                                         (vm.env.regs[RAX] & <uint64_t>0xffffffff) |
+                                         (vm.env.regs[RDX] << 32)):
+        raise_gp(vm, 0)
+
+cdef bint msr_write(Vm *vm, uint32_t msr, uint64_t value) noexcept nogil:
+    """False: there is no such MSR, or it does not take this value."""
     cdef bint good = True
-    if not kernel_only(vm):
-        return
     if msr == MSR_FS_BASE or msr == MSR_GS_BASE or msr == MSR_KERNEL_GS_BASE or \
             msr == MSR_LSTAR or msr == MSR_CSTAR:
         good = canonical(value)
@@ -653,5 +663,4 @@ cdef void do_wrmsr(Vm *vm, Insn *insn) noexcept nogil:
         vm.pat = value
     else:
         good = python_wrmsr(vm, msr, value)
-    if not good:
-        raise_gp(vm, 0)
+    return good

@@ -128,6 +128,8 @@ cdef void on_interrupt(uc_engine *uc, uint32_t vector, void *data) noexcept nogi
     if not env_int(env, OFF_IS_INT)[0]:
         exception(vm, vector, <uint32_t>env_int(env, OFF_ERROR_CODE)[0])
         return
+    if vm.pv != NULL and pv_interrupt(vm, vector):
+        return
     if vector == EX_BP:
         gva = linear(vm, env.eip - 1)
         site = site_of(vm, gva)

@@ -225,17 +225,18 @@ cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
     else:
         gva &= <uint64_t>0xffffffff
     if in_window(vm, gva) and not user:
-        if walk(vm, gva, ACCESS_READ, False, &found) != 0:
-            entry.paddr = PA_WINDOW + (gva - WINDOW)
+        if window_wins(vm, gva, &found):
+            entry.paddr = PA_WINDOW + window_offset(vm, gva)
             entry.perms = UC_PROT_READ | UC_PROT_WRITE
-            if gva - WINDOW >= WINDOW_STUBS:
+            if window_offset(vm, gva) >= WINDOW_STUBS:
                 entry.perms = UC_PROT_EXEC
                 return access == ACCESS_FETCH or refuse(vm, gva, access)
             return access != ACCESS_FETCH or refuse(vm, gva, access)
         # The guest has memory of its own there: its mapping wins. Stop, and take the stubs back.
-        vm.window_lost = 1
-        vm.fill_refused = 1
-        return False
+        if vm.pv == NULL:
+            vm.window_lost = 1
+            vm.fill_refused = 1
+            return False
     if walk(vm, gva, access, user, &found) != 0:
         vm.fill_refused = 1
         return False

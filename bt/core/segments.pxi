@@ -102,7 +102,7 @@ cdef void set_flags(Vm *vm, uint64_t flags) noexcept nogil:
     cdef Env *env = vm.env
     vm.page[PG_VIF] = flags & FL_IF
     vm.page[PG_VIOPL] = flags & FL_IOPL
-    if vm.cpl != 3 and vm.translate:
+    if vm.cpl != 3 and (vm.translate or vm.pv != NULL):
         flags &= ~<uint64_t>(FL_IF | FL_IOPL)
     elif vm.cpl != 3:
         # Engine trap: IOPL 0 keeps CLI and STI trapping; IF is what PUSHF will show.

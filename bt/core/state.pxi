@@ -115,6 +115,22 @@ cdef enum:
     EXIT_PAGE_INVALIDATE = 49
     EXIT_PSEUDO_COUNT = 50
 
+cdef struct PvTrap:             # an INT3 that `bt patch` put in place of an instruction
+    uint64_t pa                 # Unicorn-physical address of the INT3
+    uint64_t address            # of the instruction, for one in the window
+    uint64_t resume             # where the kernel goes on, for one in the window
+    uint8_t row
+    uint8_t bits
+    uint8_t length              # 0 = an empty slot of the hash table
+    uint8_t code[16]
+
+cdef struct Pv:                 # what a kernel with our own paravirtual interface needs (pv.pxi)
+    PvTrap *traps               # hash table
+    uint32_t trap_mask
+    uint32_t iret               # numbers of the hypercalls that do not return
+    uint32_t sysret
+    uint64_t calls[32]          # made, by number; the last one counts all that do not exist
+
 cdef struct Descriptor:         # a loaded system segment or descriptor-table register
     uint32_t selector
     uint32_t limit
@@ -233,6 +249,7 @@ cdef struct Vm:
     uint64_t pat
     uint64_t dr[8]
     Xen *xen                    # NULL: a PC
+    Pv *pv                      # NULL: no kernel with our own paravirtual interface
     Descriptor gdt
     Descriptor idt
     Descriptor ldt
@@ -325,9 +342,19 @@ cdef inline uint64_t linear(Vm *vm, uint64_t rip) noexcept nogil:
         return rip
     return (vm.env.segs[R_CS].base + rip) & <uint64_t>0xffffffff
 
+cdef inline uint64_t window_offset(Vm *vm, uint64_t gva) noexcept nogil:
+    """Offset of a linear address in the window; WINDOW_SIZE or more if it is outside.
+
+    32-bit code of a kernel with our own interface reaches the window at the low half of its
+    address.
+    """
+    if vm.pv != NULL and gva >> 32 == 0:
+        gva |= <uint64_t>0xffffffff00000000
+    return gva - WINDOW
+
 cdef inline bint in_window(Vm *vm, uint64_t gva) noexcept nogil:
     """Whether a linear address is the VMM's: stubs and the per-vCPU page."""
-    return vm.window_on and gva - WINDOW < WINDOW_SIZE
+    return vm.window_on and window_offset(vm, gva) < WINDOW_SIZE
 
 cdef inline int code_bits(Vm *vm) noexcept nogil:
     if vm.env.hflags & HF_CS64:

@@ -210,7 +210,7 @@ cdef Stub *stub_of(Vm *vm, uint64_t gva) noexcept nogil:
     """The stub a window address lies in, or NULL."""
     if not in_window(vm, gva):
         return NULL
-    return vm.stub_at[gva - WINDOW]
+    return vm.stub_at[window_offset(vm, gva)]
 
 cdef Point *stub_point(Vm *vm, uint64_t gva) noexcept nogil:
     """What to do with a vCPU that stands at ``gva`` inside a stub; NULL if that cannot be."""
@@ -228,7 +228,7 @@ cdef bint leave_stub(Vm *vm) noexcept nogil:
 
     False only if it stands where no stop can be (the caller then lets it run on).
     """
-    cdef uint64_t gva = vm.env.eip
+    cdef uint64_t gva = linear(vm, vm.env.eip)
     cdef Point *point
     if not in_window(vm, gva) or vm.cpl == 3:
         return True

@@ -22,6 +22,7 @@ include "xen.pxi"
 include "xen_pages.pxi"
 include "translate.pxi"
 include "hooks.pxi"
+include "pv.pxi"
 include "kicker.pxi"
 include "run.pxi"
 include "selftest.pxi"
@@ -395,6 +396,9 @@ cdef class Vcpu:
             free(vm.xen.shared)
             free(vm.xen)
         free(vm.write_gen)
+        if vm.pv != NULL:
+            free(vm.pv.traps)
+            free(vm.pv)
         free(vm.copy_used)
 
     # Running ----------------------------------------------------------------------------------
@@ -674,6 +678,31 @@ cdef class Vcpu:
         drop_blocks(vm, fetch_pa(page) + at, site.region)
         vm.exits[EXIT_STUB] += 1
         return True
+
+    # Our own paravirtual interface ------------------------------------------------------------
+
+    def set_ring1(self, stubs=b"", traps=()):
+        """The guest speaks our own interface (docs/pv-abi.md). Before `run`, engines without
+        translation only.
+
+        ``stubs``: the code of a patched kernel's stubs, for the window behind the vCPU page.
+        ``traps``: its INT3, as (guest-physical address or None, offset in the window, address,
+        resume, row, bits, code).
+        """
+        cdef Vm *vm = self.vm
+        cdef bytes code = bytes(stubs)
+        if vm.translate or len(code) > WINDOW_SIZE - WINDOW_STUBS:
+            raise ValueError("not a guest for this interface")
+        memcpy(vm.window + WINDOW_STUBS, <const char *>code, len(code))
+        pv_install(vm)
+        pv_add_traps(vm.pv, [(PA_WINDOW + offset if pa is None else pa, *rest)
+                          for pa, offset, *rest in traps])
+
+    def hypercalls(self):
+        """How often each hypercall of our own interface was made, by number."""
+        if self.vm.pv == NULL:
+            return [0] * PV_CALLS
+        return [self.vm.pv.calls[i] for i in range(PV_CALLS)]
 
     # State ------------------------------------------------------------------------------------
 

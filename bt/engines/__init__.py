@@ -12,11 +12,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """One engine. ``translate``: sensitive instructions are rewritten before they run."""
+    """One engine. ``translate``: sensitive instructions are rewritten before they run.
+
+    ``paravirtual``: the guest kernel asks for privileged work by hypercalls; nothing is scanned.
+    """
 
     name: str
     summary: str
     translate: bool
+    paravirtual: bool = False
     #: What a user should know before believing what a guest prints under it; "" if nothing.
     caveat: str = ""
 
@@ -30,6 +34,9 @@ ENGINES: dict[str, EngineInfo] = {
                    "on x86", translate=False,
                    caveat="engine trap shows the holes of trap-and-emulate: POPF loses IF, SMSW, "
                    "MOV from CS and others tell the guest where it really runs"),
+        EngineInfo("pv", "paravirtual: the kernel in ring 1 asks for privileged work by "
+                   "hypercalls, nothing is scanned or rewritten", translate=False,
+                   paravirtual=True),
     )
 }
 

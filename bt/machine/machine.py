@@ -103,6 +103,23 @@ class Machine:
         self._input: deque[tuple[int, bytes]] = deque()
         self._stop_reason: str | None = None
 
+    # Hypercalls of our own interface that are not the CPU's business -----------------------------
+
+    def pv_console(self, data: bytes) -> None:
+        """console_write: as if COM1 had sent it."""
+        self.pc.com1.flush()
+        assert self.pc.com1.on_output is not None
+        self.pc.com1.on_output(data)
+
+    def pv_shutdown(self, reason: int, status: int) -> None:
+        """shutdown: 0 power off with ``status``, 1 reboot, 2 the kernel gave up."""
+        if reason == 0:
+            self._on_exit(status)
+        elif reason == 1:
+            self._on_reset("hypercall")
+        else:
+            self._end(Outcome("died", 3, death_report(self.vcpu, "it said so, by hypercall")))
+
     def _connect(self, console: Callable[[bytes], None],
                  channels: Mapping[int, Callable[[bytes], None]]) -> None:
         def to_console(data: bytes) -> None:
@@ -126,6 +143,9 @@ class Machine:
         loaded = boot.load(path, self.ram, cmdline=cmdline, initrd=initrd, kind=kind, base=base,
                            bits=bits)
         self.vcpu.enter(loaded.entry)
+        if self.engine.paravirtual:
+            from bt.engines import ring1  # costs what only this engine needs
+            ring1.attach(path, self.ram, self.vcpu)
         return loaded
 
     # From other threads -----------------------------------------------------------------------

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bt.core.vcpu import PSEUDO_EXITS, Vcpu
+from bt.engines import ENGINES
+from translator.pvabi import HYPERCALLS
 from translator.sensitive import TABLE
 
 _EXCEPTIONS = {
@@ -53,6 +55,16 @@ class Stats:
         control |= {k: v for k, v in pseudo.items() if k not in _MEMORY | _TRANSLATION}
         return {"control": control, "memory": {k: v for k, v in pseudo.items() if k in _MEMORY}}
 
+    @property
+    def hypercalls(self) -> dict[str, int]:
+        """Hypercalls of our own interface, by name; "unknown" counts numbers that are none."""
+        if not ENGINES[self.engine].paravirtual:
+            return {}
+        counts = self.vcpu.hypercalls()
+        named = {name: counts[i] for i, name in enumerate(HYPERCALLS) if counts[i]}
+        unknown = sum(counts[len(HYPERCALLS):])
+        return named | ({"unknown": unknown} if unknown else {})
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON data. Times in seconds."""
         insns, scan_ns, sites = self.vcpu.scanner_counters()
@@ -64,6 +76,7 @@ class Stats:
             "wall_s": self.wall_s,
             "virtual_s": self.vcpu.now_ns() / 1e9,
             "exits": self.exits,
+            "hypercalls": self.hypercalls,
             "translator": {
                 "seconds": in_translator,
                 "share": in_translator / self.wall_s if self.wall_s else 0.0,

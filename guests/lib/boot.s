@@ -4,6 +4,8 @@
 ; A multiboot loader enters `start` in 32-bit protected mode: flat segments whose descriptors we
 ; must not rely on, paging off, interrupts off, EAX = 0x2badb002 (Multiboot 0.6.96, section 3.2).
 
+.include "priv.s"
+
 .equ EXIT_PORT, 0x501           ; a byte written here ends the machine with that status
 .equ COM1, 0x3f8
 

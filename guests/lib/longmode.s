@@ -2,9 +2,9 @@
 ; From 32-bit protected mode to 64-bit mode (Intel SDM 3A, 10.8.5): PAE, page tables, EFER.LME,
 ; then paging. ENTER_LONG_MODE continues at \target in 64-bit code with flat data segments; the
 ; page tables map the first \gigabytes GiB one to one with 2 MiB pages, supervisor only.
-; Clobbers EAX ECX EDX EDI. Needs \pml4: (2 + \gigabytes) zeroed pages in bss.
+; Clobbers EAX EBX ECX EDX EDI. Needs \pml4: (2 + \gigabytes) zeroed pages in bss.
 .macro ENTER_LONG_MODE pml4, gigabytes, gdt_pointer, code, data, target
-    lgdt [\gdt_pointer]
+    LOAD_GDT32 \gdt_pointer
     mov eax, \pml4 + 0x1000 + PTE_P + PTE_W + PTE_U
     mov [\pml4], eax
     mov edi, \pml4 + 0x1000     ; page-directory-pointer table
@@ -25,26 +25,20 @@
     add edi, 8
     dec ecx
     jnz @pd\@
-    mov eax, cr4
+    READ_CR32 4
     or eax, CR4_PAE
-    mov cr4, eax
+    WRITE_CR32 4
     mov eax, \pml4
-    mov cr3, eax
-    mov ecx, MSR_EFER
-    rdmsr
+    WRITE_CR32 3
+    READ_MSR32 MSR_EFER
     or eax, EFER_LME
-    wrmsr
-    mov eax, cr0
+    WRITE_MSR32 MSR_EFER
+    READ_CR32 0
     or eax, CR0_PG + CR0_WP
-    mov cr0, eax                ; long mode is active, still in a 32-bit code segment
-    jmpf \code, @wide\@
+    WRITE_CR32 0                ; long mode is active, still in a 32-bit code segment
+    FAR_JUMP32 \code, @wide\@
 .bits 64
 @wide\@:
-    mov eax, \data
-    mov ds, ax
-    mov es, ax
-    mov fs, ax
-    mov gs, ax
-    mov ss, ax
+    LOAD_SEGMENTS \data
     jmp \target
 .endm

@@ -1,7 +1,54 @@
 ; SPDX-License-Identifier: GPL-2.0-or-later
 ; Every privileged or sensitive operation a 64-bit kernel here performs, one macro each. A kernel
 ; written with these has its whole need of ring 0 in one place: a paravirtual build of the same
-; source replaces this file (and nothing else) with hypercalls.
+; source includes pv.s after this file, where each of them is a hypercall.
+
+; In 32-bit code, on the way to long mode: values are in EAX (EDX:EAX for MSRs), EBX and ECX may go.
+.macro LOAD_GDT32 pointer
+    lgdt [\pointer]
+.endm
+.macro READ_CR32 number
+    mov eax, cr\number
+.endm
+.macro WRITE_CR32 number
+    mov cr\number, eax
+.endm
+.macro READ_MSR32 number
+    mov ecx, \number
+    rdmsr
+.endm
+.macro WRITE_MSR32 number
+    mov ecx, \number
+    wrmsr
+.endm
+.macro FAR_JUMP32 code, target
+    jmpf \code, \target
+.endm
+
+; In 64-bit code.
+.macro LOAD_SEGMENTS data       ; every data segment; clobbers EAX
+    mov eax, \data
+    mov ds, ax
+    mov es, ax
+    mov fs, ax
+    mov gs, ax
+    mov ss, ax
+.endm
+.macro ENABLE_SYSCALL           ; EFER.SCE; clobbers RAX RCX RDX
+    mov ecx, MSR_EFER
+    rdmsr
+    or eax, EFER_SCE
+    wrmsr
+.endm
+.macro HLT
+    hlt
+.endm
+.macro IN_AL                    ; port DX; keeps every other register
+    in al, dx
+.endm
+.macro OUT_AL
+    out dx, al
+.endm
 
 .macro CLI
     cli

@@ -1,7 +1,7 @@
 ; SPDX-License-Identifier: GPL-2.0-or-later
 ; Printing through COM1, polled, and ending the machine. Width-neutral: the guest defines
 ; XAX .. XSI (and WORD_HEX, hex digits in a register) for its mode before it includes this.
-; All of these keep every register; none needs interrupts.
+; All of these keep every register; none needs interrupts. Ports are used by the macros of priv.s.
 
 ; 115200 baud, 8N1, FIFOs on, no interrupts.
 uart_init:
@@ -9,19 +9,19 @@ uart_init:
     push XDX
     mov dx, COM1 + 3
     mov al, 0x80                ; DLAB: the next two ports are the divisor
-    out dx, al
+    OUT_AL
     mov dx, COM1
     mov al, 1
-    out dx, al
+    OUT_AL
     mov dx, COM1 + 1
     mov al, 0
-    out dx, al
+    OUT_AL
     mov dx, COM1 + 3
     mov al, 3
-    out dx, al
+    OUT_AL
     mov dx, COM1 + 2
     mov al, 7
-    out dx, al
+    OUT_AL
     pop XDX
     pop XAX
     ret
@@ -32,12 +32,12 @@ putc:
     push XAX
     mov dx, COM1 + 5
 @wait:
-    in al, dx
+    IN_AL
     test al, 0x20               ; LSR.THRE: room for a byte
     jz @wait
     pop XAX
     mov dx, COM1
-    out dx, al
+    OUT_AL
     pop XDX
     ret
 
@@ -126,15 +126,15 @@ power_off:
     push XAX
     mov dx, COM1 + 5
 @drain:
-    in al, dx
+    IN_AL
     test al, 0x40               ; LSR.TEMT: the shift register is empty too
     jz @drain
     pop XAX
     mov dx, EXIT_PORT
-    out dx, al
+    OUT_AL
 @dead:                          ; no exit device: stay down
-    cli
-    hlt
+    CLI
+    HLT
     jmp @dead
 
 ; PRINT "text": a literal. PRINTLN adds the line end.
