@@ -58,6 +58,9 @@ cdef void do_iret(Vm *vm, Insn *insn) noexcept nogil:
     cdef int new_cpl, was = vm.cpl
     cdef bint with_stack
     cdef uint64_t frame[5]
+    if vm.xen != NULL and vm.cpl == 0:
+        xen_plain_iret(vm)
+        return
     if not vm.cr0 & CR0_PE:
         iret_real(vm, size)
         return

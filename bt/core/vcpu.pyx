@@ -209,7 +209,6 @@ cdef class Vcpu:
         self.write_msr = policy.write_msr
         self.hot_site = policy.hot_site
         self.trace = policy.trace
-        self.hypercall = getattr(policy, "hypercall", None)
         # The mapping itself, not the view: the garbage collector may clear a view before us.
         PyObject_GetBuffer(ram.view.obj, &self.ram_buffer, PyBUF_WRITABLE)
         PyObject_GetBuffer(bus.read_kind, &self.read_kind_buffer, PyBUF_WRITABLE)
@@ -455,9 +454,11 @@ cdef class Vcpu:
             set_cpl(vm, 0, 2)
         flush_tlb(vm)
 
-    def enter_xen(self, domain):
+    def enter_xen(self, domain, hypercall, cpuid):
         """Make the vCPU a Xen PV domain's, from a domain builder's result (bt/boot/xen.py).
 
+        ``hypercall(number, a, b, c, d, e) -> int`` does the hypercalls that are not compiled;
+        ``cpuid`` is the domain's CPUID policy.
         Pins the initial page tables, which proves that they are what the guest may have. Raises
         RuntimeError if they are not.
         """
@@ -469,6 +470,8 @@ cdef class Vcpu:
         vm.xen = x = <Xen *>calloc(1, sizeof(Xen))
         if x == NULL:
             raise MemoryError
+        self.hypercall = hypercall
+        self.cpuid = cpuid
         x.nr_pages = domain.nr_pages
         x.kind = <uint8_t *>calloc(frames, 1)
         x.count = <uint32_t *>calloc(frames, sizeof(uint32_t))
@@ -476,11 +479,13 @@ cdef class Vcpu:
         x.shared = <uint8_t *>calloc(frames - x.nr_pages + 1, 1)
         if x.kind == NULL or x.count == NULL or x.pinned == NULL or x.shared == NULL:
             raise MemoryError
-        for mfn, writable in domain.shared_frames.items():
-            x.shared[mfn - x.nr_pages] = 2 if writable else 1
+        for mfn in domain.frames.readonly:
+            x.shared[mfn - x.nr_pages] = 1
+        for mfn in domain.frames.writable:
+            x.shared[mfn - x.nr_pages] = 2
         x.m2p = <uint64_t *>(vm.ram + <uint64_t>domain.m2p_gpa)
         x.m2p_entry = domain.m2p_l4_entry
-        x.vcpu_info = domain.vcpu_info_gpa
+        x.vcpu_info = domain.shared_info_gpa
         vm.cr0 = CR0_PG | CR0_PE | CR0_WP | CR0_NE | CR0_MP | CR0_ET
         vm.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT
         vm.efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE

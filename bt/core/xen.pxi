@@ -251,6 +251,19 @@ cdef void xen_iret(Vm *vm) noexcept nogil:
     segment_cache(vm, R_SS, f[8] & 0xffff, e)
     set_cpl(vm, 3, (f[6] & ~<uint64_t>(FL_IOPL | FL_VM)) | FL_IF)
 
+cdef void xen_plain_iret(Vm *vm) noexcept nogil:
+    """IRETQ itself in the kernel: under Xen an unprivileged instruction, good to the same ring only.
+
+    Linux serialises with it (sync_core). The selectors on the stack are what MOV from CS gave.
+    """
+    cdef uint64_t f[5]
+    if read_virt(vm, vm.env.regs[RSP], f, 40, False) != 0:
+        raise_pending(vm)
+        return
+    vm.env.eip = f[0]
+    vm.env.regs[RSP] = f[3]
+    set_flags(vm, (f[2] & ~<uint64_t>(FL_IOPL | FL_VM)) | FL_IF)
+
 cdef int64_t xen_hypercall(Vm *vm, uint64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d,
                            uint64_t e) noexcept nogil:
     """One hypercall; what is not here is in bt/xen."""

@@ -78,3 +78,28 @@ def cpuid(leaf: int, subleaf: int) -> Leaf:
     if leaf == 7:
         return (0, _LEAF7_EBX, 0, 0) if subleaf == 0 else _NOTHING
     return _LEAVES.get(leaf, _NOTHING)
+
+
+# Xen PV -----------------------------------------------------------------------------------------
+
+#: What a PV domain does not get: page sizes and global pages (its page tables are checked entry by
+#: entry), the fast system call of 32-bit code, and base registers it could change unseen.
+_XEN_LEAF1_EDX = _LEAF1_EDX & ~(_PSE | _PSE36 | _PGE | _SEP | _DE)
+_XEN_LEAF7_EBX = _LEAF7_EBX & ~(_FSGSBASE | _TSC_ADJUST)
+XEN_VERSION = 4 << 16 | 17
+
+_XEN_LEAVES: dict[int, Leaf] = {
+    **_LEAVES,
+    0x1: (_SIGNATURE, 8 << 8, _LEAF1_ECX, _XEN_LEAF1_EDX),
+    # xen/include/public/arch-x86/cpuid.h
+    0x4000_0000: (0x4000_0002, *_words(b"XenVMMXenVMM")),  # type: ignore[dict-item]
+    0x4000_0001: (XEN_VERSION, 0, 0, 0),
+    0x4000_0002: (1, 0x4000_0000, 0, 0),
+}
+
+
+def xen_cpuid(leaf: int, subleaf: int) -> Leaf:
+    """What CPUID gives in a Xen PV domain."""
+    if leaf == 7:
+        return (0, _XEN_LEAF7_EBX, 0, 0) if subleaf == 0 else _NOTHING
+    return _XEN_LEAVES.get(leaf, _NOTHING)
