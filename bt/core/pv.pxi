@@ -204,7 +204,7 @@ cdef int64_t pv_set_segment(Vm *vm, uint64_t a, uint64_t b, uint64_t c) noexcept
 
 cdef int64_t pv_set_segment_base(Vm *vm, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
     """a: 0 FS, 1 GS, 2 the GS base that SWAPGS brings in."""
-    if not long_mode(vm) or a > 2 or not canonical(b):
+    if not vm.efer & EFER_LMA or a > 2 or not canonical(b):
         return E_INVAL
     if a == 0:
         vm.env.segs[R_FS].base = b
@@ -216,7 +216,7 @@ cdef int64_t pv_set_segment_base(Vm *vm, uint64_t a, uint64_t b, uint64_t c) noe
 
 cdef int64_t pv_swapgs(Vm *vm, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
     cdef uint64_t base = vm.env.segs[R_GS].base
-    if not long_mode(vm):
+    if not vm.efer & EFER_LMA:
         return E_INVAL
     vm.env.segs[R_GS].base = vm.page[PG_KGS]
     vm.page[PG_KGS] = base
@@ -293,11 +293,18 @@ cdef void pv_hypercall(Vm *vm) noexcept nogil:
         regs[RAX] = <uint64_t>result & <uint64_t>0xffffffff
     pv_open(vm)
 
+cdef void kick_again(Vm *vm) noexcept nogil:
+    """Ask to come out of the guest again and again, until it is somewhere it can be left."""
+    if vm.deterministic:
+        vm.block_deadline = vm.blocks + 1
+    else:
+        kicker_kick(<Kicker *>vm.kicker)
+
 cdef inline void pv_open(Vm *vm) noexcept nogil:
     """Deliver what waits, unless the vCPU stands in a stub: then as soon as it has left it."""
     if vm.intr and interrupts_on(vm) and not vm.stop:
         if vm.cpl == 0 and window_offset(vm, linear(vm, vm.env.eip)) < WINDOW_SIZE:
-            kick_soon(vm)
+            kick_again(vm)
         else:
             take_irq(vm)
 
