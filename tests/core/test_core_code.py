@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from micro import CTL, PF, UD, Micro, P, U, W
+from micro import CTL, PF, UD, Micro, P, W
 
 ALIAS = 0xFFFF_9000_0000_0000
 RESULT = CTL + 32
@@ -664,5 +664,3 @@ def test_undefined_instruction_under_translation() -> None:
     assert record.vector == UD
     assert record.ip == micro.symbol("start") + 2
 
-
-_ = U
