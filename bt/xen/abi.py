@@ -28,7 +28,6 @@ XEN_EINVAL = 22
 XEN_ENOSPC = 28
 XEN_ENOSYS = 38
 XEN_ETIME = 62
-XEN_EOPNOTSUPP = 95
 
 #: <xen/xen.h>: hypercalls by number, without the prefix __HYPERVISOR_.
 HYPERCALLS = {
@@ -142,7 +141,6 @@ XENMEM_decrease_reservation = 1
 XENMEM_maximum_ram_page = 2
 XENMEM_current_reservation = 3
 XENMEM_maximum_reservation = 4
-XENMEM_machphys_mfn_list = 5
 XENMEM_populate_physmap = 6
 XENMEM_memory_map = 9
 XENMEM_exchange = 11
@@ -155,8 +153,6 @@ MEMORY_EXCHANGE_NR = 64
 MEMORY_EXCHANGE_SIZE = 72
 #: struct xen_machphys_mapping: v_start, v_end, max_mfn.
 MACHPHYS_MAPPING = Struct("<QQQ")
-#: struct xen_machphys_mfn_list: max_extents, extent_start, nr_extents.
-MACHPHYS_MFN_LIST = Struct("<I4xQI4x")
 #: struct xen_memory_map: nr_entries, buffer.
 MEMORY_MAP = Struct("<I4xQ")
 #: One entry as the BIOS call E820 gives it: address, size, type (not in the headers: ACPI 15.3).

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""vcpu_op (24): what a vCPU is doing, where its records lie, its timers. There is one, number 0."""
+
+from __future__ import annotations
+
+from bt.xen import abi
+from bt.xen.clock import Clock
+from bt.xen.events import Events
+from bt.xen.guest import Core, GuestMemory, XenError
+from bt.xen.sched import Sched
+from bt.xen.timer import Timers
+
+_STATES = 4
+
+
+class VcpuOps:
+    """The vCPU's run state and its registered memory areas.
+
+    The state is running or blocked, never runnable: nobody takes the CPU away from it, so the
+    guest sees no stolen time.
+    """
+
+    def __init__(self, core: Core, guest: GuestMemory, nr_pages: int, events: Events,
+                 clock: Clock, timers: Timers, sched: Sched) -> None:
+        self._core = core
+        self._guest = guest
+        self._nr_pages = nr_pages
+        self._events = events
+        self._clock = clock
+        self._timers = timers
+        self._sched = sched
+        sched.on_state = self._enter_state
+        self._moved = False
+        self._state = abi.RUNSTATE_running
+        self._entered_ns = core.now_ns()
+        self._spent_ns = [0] * _STATES
+        self._runstate_gva = 0
+        self._operations = {
+            abi.VCPUOP_initialise: self._initialise,
+            abi.VCPUOP_up: self._up,
+            abi.VCPUOP_down: self._down,
+            abi.VCPUOP_is_up: self._is_up,
+            abi.VCPUOP_get_runstate_info: self._get_runstate,
+            abi.VCPUOP_register_runstate_memory_area: self._register_runstate,
+            abi.VCPUOP_set_periodic_timer: self._set_periodic,
+            abi.VCPUOP_stop_periodic_timer: self._stop_periodic,
+            abi.VCPUOP_set_singleshot_timer: self._set_singleshot,
+            abi.VCPUOP_stop_singleshot_timer: self._stop_singleshot,
+            abi.VCPUOP_register_vcpu_info: self._register_vcpu_info,
+            abi.VCPUOP_register_vcpu_time_memory_area: self._register_time,
+        }
+
+    def vcpu_op(self, operation: int, vcpu: int, pointer: int, *_: int) -> int:
+        if vcpu & 0xFFFF_FFFF != 0:
+            raise XenError(abi.XEN_ENOENT)
+        handler = self._operations.get(operation & 0xFFFF_FFFF)
+        if handler is None:
+            raise XenError(abi.XEN_ENOSYS)
+        return handler(pointer)
+
+    def _initialise(self, pointer: int) -> int:
+        raise XenError(abi.XEN_EEXIST)
+
+    def _up(self, pointer: int) -> int:
+        return 0
+
+    def _down(self, pointer: int) -> int:
+        """The last vCPU goes: Xen takes that as the domain's end."""
+        self._sched.shut_down(abi.SHUTDOWN_poweroff)
+        return 0
+
+    def _is_up(self, pointer: int) -> int:
+        return 1
+
+    # Run state ----------------------------------------------------------------------------------
+
+    def _enter_state(self, state: int) -> None:
+        now = self._core.now_ns()
+        self._spent_ns[self._state] += now - self._entered_ns
+        self._state = state
+        self._entered_ns = now
+        if self._runstate_gva:
+            # The guest may have unmapped it since: then it sees no more of it, as with Xen.
+            self._core.write_virtual(self._runstate_gva, self._runstate())
+
+    def _runstate(self, now: int | None = None) -> bytes:
+        spent = list(self._spent_ns)
+        if now is not None:
+            spent[self._state] += now - self._entered_ns
+        return abi.RUNSTATE_INFO.pack(self._state, self._entered_ns, *spent)
+
+    def _get_runstate(self, pointer: int) -> int:
+        self._guest.write(pointer, self._runstate(self._core.now_ns()))
+        return 0
+
+    def _register_runstate(self, pointer: int) -> int:
+        (gva,) = self._guest.unpack(pointer, abi.MEMORY_AREA)
+        if gva:
+            self._guest.write(gva, self._runstate())
+        self._runstate_gva = gva
+        return 0
+
+    # Timers -------------------------------------------------------------------------------------
+
+    def _set_periodic(self, pointer: int) -> int:
+        (period_ns,) = self._guest.unpack(pointer, abi.PERIODIC_TIMER)
+        self._timers.start_periodic(period_ns)
+        return 0
+
+    def _stop_periodic(self, pointer: int) -> int:
+        self._timers.stop_periodic()
+        return 0
+
+    def _set_singleshot(self, pointer: int) -> int:
+        deadline_ns, flags = self._guest.unpack(pointer, abi.SINGLESHOT_TIMER)
+        if flags & abi.VCPU_SSHOTTMR_future and deadline_ns < self._core.now_ns():
+            raise XenError(abi.XEN_ETIME)
+        self._timers.start_single(deadline_ns)
+        return 0
+
+    def _stop_singleshot(self, pointer: int) -> int:
+        self._timers.stop_single()
+        return 0
+
+    # Places -------------------------------------------------------------------------------------
+
+    def _register_vcpu_info(self, pointer: int) -> int:
+        """Move struct vcpu_info, once, to a page of the guest's own."""
+        frame, offset = self._guest.unpack(pointer, abi.REGISTER_VCPU_INFO)
+        if offset > abi.PAGE_SIZE - abi.VCPU_INFO_SIZE or offset % 8 or self._moved \
+                or frame >= self._nr_pages or not self._core.xen_get_writable(frame):
+            raise XenError(abi.XEN_EINVAL)
+        self._moved = True
+        gpa = (frame << abi.PAGE_SHIFT) + offset
+        self._events.move_vcpu_info(gpa)
+        self._clock.update(gpa)
+        return 0
+
+    def _register_time(self, pointer: int) -> int:
+        (gva,) = self._guest.unpack(pointer, abi.MEMORY_AREA)
+        if gva:
+            self._clock.register_area(self._guest, gva)
+        return 0
