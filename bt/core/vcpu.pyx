@@ -256,6 +256,8 @@ cdef class Vcpu:
         self.hook(UC_HOOK_INSN_INVALID, <void *>on_invalid)
         self.hook(UC_HOOK_TLB_FILL, <void *>on_fill)
         self.hook(UC_HOOK_EDGE_GENERATED, <void *>on_block)
+        self.check(uc_hook_add(vm.uc, &hook, UC_HOOK_MEM_FETCH_PROT, <void *>on_no_fetch, vm,
+                               <uint64_t>1 << 44, <uint64_t>-1), "hook")
         self.hook_instruction(UC_X86_INS_SYSCALL, <void *>on_syscall)
         self.hook_instruction(UC_X86_INS_SYSENTER, <void *>on_sysenter)
         self.hook_instruction(UC_X86_INS_CPUID, <void *>on_cpuid)
@@ -518,6 +520,17 @@ cdef class Vcpu:
         self.vm.halted = 1
         self.vm.stop = STOP_HLT
         leave(self.vm)
+
+    def xen_wake(self):
+        """End :meth:`xen_block` although no event is deliverable (SCHEDOP_poll)."""
+        self.vm.halted = 0
+
+    def xen_get_writable(self, uint64_t mfn):
+        """Keep a frame of the guest's from becoming a page table: the VMM writes there from now on.
+
+        False if it is not the guest's, or a page table or descriptor table already.
+        """
+        return type_get(self.vm, mfn, PGT_WRITABLE) == 0
 
     def xen_counters(self):
         """([calls by hypercall number], page-table writes emulated, event upcalls)."""

@@ -212,7 +212,6 @@ VCPUOP_get_physid = 12
 VCPUOP_register_vcpu_time_memory_area = 13
 VCPU_SSHOTTMR_future = 1
 RUNSTATE_running = 0
-RUNSTATE_blocked = 2
 #: struct vcpu_runstate_info: state, state_entry_time, time[4].
 RUNSTATE_INFO = Struct("<i4xQ4Q")
 #: struct vcpu_register_runstate_memory_area and the one for time: addr.
@@ -226,7 +225,6 @@ REGISTER_VCPU_INFO = Struct("<QI4x")
 
 # <xen/sched.h>
 SCHEDOP_yield = 0
-SCHEDOP_block = 1
 SCHEDOP_shutdown = 2
 SCHEDOP_poll = 3
 SHUTDOWN_poweroff = 0

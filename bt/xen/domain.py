@@ -43,8 +43,9 @@ class XenDomainState:
     ``core`` is the vCPU, ``domain`` what bt.boot.xen built, ``wallclock_s`` seconds since 1970 at
     power-on. ``on_console`` takes what the guest writes to its console (hvc0); ``on_raw_console``
     what it writes by console_io, which early boot messages use; ``on_shutdown(reason)`` is told
-    one of abi.SHUTDOWN_... and must stop the run. Raises InputError if the core refuses the pages
-    that guest and VMM share.
+    one of abi.SHUTDOWN_... and must stop the run.
+
+    Make it, give :meth:`hypercall` to the core, then call :meth:`attach`.
     """
 
     def __init__(self, domain: XenDomain, ram: Ram, core: Core, timers: TimerQueue, *,
@@ -52,9 +53,8 @@ class XenDomainState:
                  on_console: Callable[[bytes], None] = _ignore,
                  on_raw_console: Callable[[bytes], None] = _ignore,
                  on_shutdown: Callable[[int], None] = lambda reason: None) -> None:
-        for gpa in (domain.console_gpa, domain.xenstore_gpa):
-            if not core.xen_get_writable(gpa >> abi.PAGE_SHIFT):
-                raise InputError(f"page {gpa:#x} cannot be shared with the VMM")
+        self._core = core
+        self._shared = (domain.console_gpa, domain.xenstore_gpa)
         guest = GuestMemory(core)
         self.clock = Clock(core, ram, domain.shared_info_gpa, wallclock_s)
         self.events = Events(core, guest, ram, domain.shared_info_gpa)
@@ -69,7 +69,7 @@ class XenDomainState:
         self.xenstore = StoreRing(ram, domain.xenstore_gpa, self.store)
         self.xenstore.raise_event = self.events.connect(STORE_PORT, self.xenstore.notified)
         self.memory = Memory(guest, ram, domain)
-        self.grants = Grants(guest, domain.frames)
+        self.grants = Grants(core, guest, domain.frames)
         self.physdev = PhysDev(guest)
         self.version = Version(guest)
         #: Calls by hypercall name, and those we do not have by name and sub-operation.
@@ -80,7 +80,16 @@ class XenDomainState:
             18: self.console.console_io, 20: self.grants.grant_table_op, 24: self.vcpu.vcpu_op,
             29: self.sched.sched_op, 32: self.events.event_channel_op, 33: self.physdev.physdev_op,
         }
-        core.xen_set_vcpu_info(self.events.vcpu_info)
+
+    def attach(self) -> None:
+        """Hold the pages that guest and VMM share, once the core knows the domain.
+
+        Raises InputError if it will not give them.
+        """
+        for gpa in self._shared:
+            if not self._core.xen_get_writable(gpa >> abi.PAGE_SHIFT):
+                raise InputError(f"page {gpa:#x} cannot be shared with the VMM")
+        self._core.xen_set_vcpu_info(self.events.vcpu_info)
 
     def hypercall(self, number: int, a1: int = 0, a2: int = 0, a3: int = 0, a4: int = 0,
                   a5: int = 0) -> int:

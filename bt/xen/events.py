@@ -115,9 +115,6 @@ class Events:
     def upcall_masked(self) -> bool:
         return bool(self._view[self.vcpu_info + abi.VCPU_INFO_MASK])
 
-    def unmask_upcall(self) -> None:
-        self._view[self.vcpu_info + abi.VCPU_INFO_MASK] = 0
-
     def move_vcpu_info(self, gpa: int) -> None:
         """struct vcpu_info lies at ``gpa`` now. All is marked pending, so that nothing is lost."""
         view = self._view

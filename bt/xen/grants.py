@@ -8,7 +8,7 @@ import struct
 
 from bt.xen import abi
 from bt.xen.frames import GRANT_FRAMES, XenFrames
-from bt.xen.guest import GuestMemory, XenError
+from bt.xen.guest import Core, GuestMemory, XenError
 from bt.xen.store import DOMAIN_ID
 
 # Requests that one hypercall may carry.
@@ -18,7 +18,8 @@ _MAX_COUNT = 64
 class Grants:
     """The frames of the grant table, allocated as the guest asks for them."""
 
-    def __init__(self, guest: GuestMemory, frames: XenFrames) -> None:
+    def __init__(self, core: Core, guest: GuestMemory, frames: XenFrames) -> None:
+        self._core = core
         self._guest = guest
         self._vmm = frames
         self._frames: list[int] = []
@@ -48,7 +49,9 @@ class Grants:
             status = abi.GNTST_general_error
         else:
             while len(self._frames) < wanted:
-                self._frames.append(self._vmm.share())
+                frame = self._vmm.share()
+                self._core.xen_share(frame, True)
+                self._frames.append(frame)
             self._guest.write(frame_list, struct.pack(f"<{wanted}Q", *self._frames[:wanted]))
             status = abi.GNTST_okay
         self._guest.pack(pointer, abi.SETUP_TABLE, dom, wanted, status, frame_list)

@@ -25,7 +25,7 @@ class Core(Protocol):
         ...
 
     def write_virtual(self, gva: int, data: bytes, /) -> bool:
-        """The same for writing: False, and nothing written, unless all is mapped writable."""
+        """The same for writing; False if not all is mapped writable (the start may be written)."""
         ...
 
     def xen_set_vcpu_info(self, gpa: int, /) -> None:
@@ -39,8 +39,12 @@ class Core(Protocol):
         """
         ...
 
+    def xen_share(self, pfn: int, writable: bool, /) -> None:
+        """Let the guest map a frame of the VMM's."""
+        ...
+
     def xen_block(self) -> None:
-        """Halt after this hypercall, until :meth:`xen_wake`."""
+        """Halt after this hypercall, until an event can be delivered or :meth:`xen_wake`."""
         ...
 
     def xen_wake(self) -> None:
@@ -81,7 +85,7 @@ class GuestMemory:
         return data
 
     def write(self, gva: int, data: bytes) -> None:
-        """All of ``data`` or, with a Fault, nothing."""
+        """Write ``data``; with a Fault, its first pages may have been written."""
         if not data:
             return
         _check(gva, len(data))

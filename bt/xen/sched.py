@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""sched_op (29): wait for events, and the end of the domain."""
+"""sched_op (29): wait for an event channel, and the end of the domain.
+
+SCHEDOP_block, which ends every idle moment of a guest, is compiled (bt/core/xen.pxi).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ MAX_POLL = 128
 
 
 class Sched:
-    """Blocking and shutdown. ``on_state(state)`` hears abi.RUNSTATE_running and _blocked."""
+    """Polling and shutdown."""
 
     def __init__(self, core: Core, guest: GuestMemory, timers: TimerQueue, events: Events,
                  on_shutdown: Callable[[int], None]) -> None:
@@ -26,19 +29,12 @@ class Sched:
         self._timers = timers
         self._events = events
         self._on_shutdown = on_shutdown
-        self.on_state: Callable[[int], None] = lambda state: None
-        self._blocked = False
-        self._polled: frozenset[int] = frozenset()
+        self._polled: frozenset[int] | None = None
         self._timeout: Timer | None = None
         events.on_pending = self._pending
 
     def sched_op(self, operation: int, pointer: int, *_: int) -> int:
         if operation == abi.SCHEDOP_yield:
-            return 0
-        if operation == abi.SCHEDOP_block:
-            self._events.unmask_upcall()
-            if not self._events.upcall_pending:
-                self._block()
             return 0
         if operation == abi.SCHEDOP_shutdown:
             (reason,) = self._guest.unpack(pointer, abi.SCHED_SHUTDOWN)
@@ -74,23 +70,16 @@ class Sched:
         self._polled = frozenset(ports)
         if 0 < timeout < NEVER_NS:
             self._timeout = self._timers.at(timeout, self._wake)
-        self._block()
+        self._core.xen_block()
         return 0
 
-    def _block(self) -> None:
-        self._blocked = True
-        self.on_state(abi.RUNSTATE_blocked)
-        self._core.xen_block()
-
     def _pending(self, port: int) -> None:
-        if self._blocked and (port in self._polled or self._events.upcall_pending):
+        if self._polled is not None and (port in self._polled or self._events.upcall_pending):
             self._wake()
 
     def _wake(self) -> None:
-        self._blocked = False
-        self._polled = frozenset()
+        self._polled = None
         if self._timeout is not None:
             self._timeout.cancel()
             self._timeout = None
-        self.on_state(abi.RUNSTATE_running)
         self._core.xen_wake()

@@ -10,14 +10,12 @@ from bt.xen.guest import Core, GuestMemory, XenError
 from bt.xen.sched import Sched
 from bt.xen.timer import Timers
 
-_STATES = 4
-
 
 class VcpuOps:
-    """The vCPU's run state and its registered memory areas.
+    """The vCPU's records and timers.
 
-    The state is running or blocked, never runnable: nobody takes the CPU away from it, so the
-    guest sees no stolen time.
+    Its run state is "running" whenever the guest can look, and nobody takes the CPU away from it:
+    the record says so and needs no update, and the guest sees no stolen time.
     """
 
     def __init__(self, core: Core, guest: GuestMemory, nr_pages: int, events: Events,
@@ -29,12 +27,7 @@ class VcpuOps:
         self._clock = clock
         self._timers = timers
         self._sched = sched
-        sched.on_state = self._enter_state
         self._moved = False
-        self._state = abi.RUNSTATE_running
-        self._entered_ns = core.now_ns()
-        self._spent_ns = [0] * _STATES
-        self._runstate_gva = 0
         self._operations = {
             abi.VCPUOP_initialise: self._initialise,
             abi.VCPUOP_up: self._up,
@@ -74,30 +67,19 @@ class VcpuOps:
 
     # Run state ----------------------------------------------------------------------------------
 
-    def _enter_state(self, state: int) -> None:
+    def _write_runstate(self, gva: int) -> None:
+        """Running since now, and all the time before."""
         now = self._core.now_ns()
-        self._spent_ns[self._state] += now - self._entered_ns
-        self._state = state
-        self._entered_ns = now
-        if self._runstate_gva:
-            # The guest may have unmapped it since: then it sees no more of it, as with Xen.
-            self._core.write_virtual(self._runstate_gva, self._runstate())
-
-    def _runstate(self, now: int | None = None) -> bytes:
-        spent = list(self._spent_ns)
-        if now is not None:
-            spent[self._state] += now - self._entered_ns
-        return abi.RUNSTATE_INFO.pack(self._state, self._entered_ns, *spent)
+        self._guest.pack(gva, abi.RUNSTATE_INFO, abi.RUNSTATE_running, now, now, 0, 0, 0)
 
     def _get_runstate(self, pointer: int) -> int:
-        self._guest.write(pointer, self._runstate(self._core.now_ns()))
+        self._write_runstate(pointer)
         return 0
 
     def _register_runstate(self, pointer: int) -> int:
         (gva,) = self._guest.unpack(pointer, abi.MEMORY_AREA)
         if gva:
-            self._guest.write(gva, self._runstate())
-        self._runstate_gva = gva
+            self._write_runstate(gva)
         return 0
 
     # Timers -------------------------------------------------------------------------------------
