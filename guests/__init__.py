@@ -37,6 +37,8 @@ _GUESTS = (
     Guest("hello32", "prints with paging off, builds page tables, prints with paging on", 32),
     Guest("tasks", "timer, user mode, system calls, demand paging, a task killed by a fault", 64),
     Guest("tasks-pv", "the same source, built for Ring1's own paravirtual interface", 64, ("pv",)),
+    Guest("nano", "the seven nanobenchmarks of Adams and Agesen, for `bt compare`", 64),
+    Guest("nano-pv", "the same source, built for Ring1's own paravirtual interface", 64, ("pv",)),
     Guest("sensitive", "every sensitive instruction, kernel and user mode, and what it saw", 64),
     Guest("sensitive32", "the same in 32-bit code, and in 16-bit protected-mode code", 32),
 )
