@@ -336,3 +336,10 @@ cdef void python_trace(Vm *vm, int row, int vector) noexcept with gil:
         (<Vcpu>vm.owner).trace(row, vector, vm.rip, vm.cpl)
     except BaseException as error:
         python_failed(vm, error)
+
+cdef bint on_no_fetch(uc_engine *uc, int kind, uint64_t address, int size, int64_t value,
+                      void *data) noexcept nogil:
+    """Never called. Where a memory hook covers a block's address, Unicorn leaves out a sweep of the
+    whole TLB for each block it translates. The sweep protects code from stores; W^X does that here.
+    """
+    return False

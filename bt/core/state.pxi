@@ -20,8 +20,10 @@ cdef uint64_t ABSENT_SIZE = <uint64_t>1 << 43
 cdef uint64_t GVA_PROBE = <uint64_t>1 << 55
 
 # The stub window in the guest's address space: the documented hole at the very top of Linux's
-# (and everybody's) 64-bit map. 32-bit guests get no window. See docs in translator/vcpupage.py.
-cdef uint64_t WINDOW = 0xffffffffffe00000
+# (and everybody's) 64-bit map, below 4 GB in 32-bit code. See translator/vcpupage.py. The odd page
+# number keeps the per-vCPU page out of the TLB slots of round addresses: at ...e00000 it shared one
+# with Linux's per-CPU area, and the two pushed each other out on every system call.
+cdef uint64_t WINDOW = 0xffffffffffe57000
 cdef enum:
     WINDOW_SIZE = 1 << 18
     WINDOW_STUBS = 1 << 12      # offset of the first stub: page 0 is the per-vCPU page

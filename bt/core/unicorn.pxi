@@ -35,6 +35,7 @@ cdef extern from "unicorn/unicorn.h" nogil:
     int UC_HOOK_INSN_INVALID
     int UC_HOOK_TLB_FILL
     int UC_HOOK_EDGE_GENERATED
+    int UC_HOOK_MEM_FETCH_PROT
     int UC_X86_INS_SYSCALL
     int UC_X86_INS_SYSENTER
     int UC_X86_INS_IN

@@ -256,6 +256,7 @@ cdef class Vcpu:
         self.hook(UC_HOOK_INSN_INVALID, <void *>on_invalid)
         self.hook(UC_HOOK_TLB_FILL, <void *>on_fill)
         self.hook(UC_HOOK_EDGE_GENERATED, <void *>on_block)
+        # Addresses above every PA that is RAM: the hook must not touch stores to it.
         self.check(uc_hook_add(vm.uc, &hook, UC_HOOK_MEM_FETCH_PROT, <void *>on_no_fetch, vm,
                                <uint64_t>1 << 44, <uint64_t>-1), "hook")
         self.hook_instruction(UC_X86_INS_SYSCALL, <void *>on_syscall)

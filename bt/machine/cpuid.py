@@ -49,7 +49,7 @@ def _words(text: bytes) -> tuple[int, ...]:
 
 def _vendor() -> Leaf:
     ebx, edx, ecx = _words(b"GenuineIntel")
-    return 0x15, ebx, ecx, edx
+    return 0x16, ebx, ecx, edx
 
 
 def _hypervisor() -> Leaf:
@@ -61,6 +61,7 @@ _LEAVES: dict[int, Leaf] = {
     0x1: (_SIGNATURE, 8 << 8, _LEAF1_ECX, _LEAF1_EDX),
     # TSC frequency = crystal * EBX / EAX.
     0x15: (1, TSC_HZ // _CRYSTAL_HZ, _CRYSTAL_HZ, 0),
+    0x16: (TSC_HZ // 1_000_000, TSC_HZ // 1_000_000, _CRYSTAL_HZ // 1_000_000, 0),
     0x4000_0000: _hypervisor(),
     0x4000_0001: (0x0000_0100, 0, 0, 0),
     0x8000_0000: (0x8000_0008, 0, 0, 0),

@@ -102,6 +102,7 @@ class Console:
             return 0
         if operation != abi.CONSOLEIO_write:
             raise XenError(abi.XEN_ENOSYS)
+        count &= 0xFFFF_FFFF
         if count > MAX_RAW:
             raise XenError(abi.XEN_E2BIG)
         for done in range(0, count, _STEP):

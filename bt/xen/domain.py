@@ -31,6 +31,7 @@ from bt.xen.xenstore import StoreRing
 
 _MASK = (1 << 64) - 1
 _SIGN = 1 << 63
+_SET_TIMER_OP = 15
 
 
 def _ignore(data: bytes) -> None:
@@ -76,9 +77,15 @@ class XenDomainState:
         self.calls: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self._table: dict[int, Callable[..., int]] = {
-            12: self.memory.memory_op, 15: self.timers.set_timer_op, 17: self.version.xen_version,
-            18: self.console.console_io, 20: self.grants.grant_table_op, 24: self.vcpu.vcpu_op,
-            29: self.sched.sched_op, 32: self.events.event_channel_op, 33: self.physdev.physdev_op,
+            12: self.memory.memory_op,
+            _SET_TIMER_OP: self.timers.set_timer_op,
+            17: self.version.xen_version,
+            18: self.console.console_io,
+            20: self.grants.grant_table_op,
+            24: self.vcpu.vcpu_op,
+            29: self.sched.sched_op,
+            32: self.events.event_channel_op,
+            33: self.physdev.physdev_op,
         }
 
     def attach(self) -> None:
@@ -103,8 +110,10 @@ class XenDomainState:
         handler = self._table.get(number)
         if handler is None:
             return self._refuse(name, a1)
+        # A sub-operation is an unsigned int; only set_timer_op has 64 bits there.
+        first = a1 & (_MASK if number == _SET_TIMER_OP else 0xFFFF_FFFF)
         try:
-            result = handler(a1 & _MASK, a2 & _MASK, a3 & _MASK, a4 & _MASK, a5 & _MASK)
+            result = handler(first, a2 & _MASK, a3 & _MASK, a4 & _MASK, a5 & _MASK)
         except XenError as error:
             if error.errno == abi.XEN_ENOSYS:
                 return self._refuse(name, a1)

@@ -34,6 +34,7 @@ class Grants:
         found = self._operations.get(operation)
         if found is None:
             raise XenError(abi.XEN_ENOSYS)
+        count &= 0xFFFF_FFFF
         if count > _MAX_COUNT:
             raise XenError(abi.XEN_EINVAL)
         handler, size = found

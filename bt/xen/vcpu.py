@@ -46,7 +46,7 @@ class VcpuOps:
     def vcpu_op(self, operation: int, vcpu: int, pointer: int, *_: int) -> int:
         if vcpu & 0xFFFF_FFFF != 0:
             raise XenError(abi.XEN_ENOENT)
-        handler = self._operations.get(operation & 0xFFFF_FFFF)
+        handler = self._operations.get(operation)
         if handler is None:
             raise XenError(abi.XEN_ENOSYS)
         return handler(pointer)

@@ -626,7 +626,7 @@ def test_guest_memory_where_the_window_is() -> None:
     mov rcx, [slot+8]
     mov [rbx], rcx
     mov cr3, rax
-    mov rbx, 0xffffffffffe00000
+    mov rbx, 0xffffffffffe57000
     mov r15, [rbx]
     mov rax, 0x1234567812345678
     mov [rbx+8], rax
@@ -648,7 +648,7 @@ site:
 .align 8
 slot: .quad 0, 0
 """, hot=16)
-    window = 0xFFFF_FFFF_FFE0_0000
+    window = 0xFFFF_FFFF_FFE5_7000
     slot = micro.pages.map(window, 0, 0)
     for i in range(1, 64):
         micro.pages.map(window + i * 0x1000, 0x190000, P | W)
