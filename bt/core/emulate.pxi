@@ -90,6 +90,7 @@ cdef void store_table(Vm *vm, Insn *insn, Descriptor *table) noexcept nogil:
 cdef void load_table(Vm *vm, Insn *insn, Descriptor *table) noexcept nogil:
     cdef uint8_t image[10]
     cdef uint16_t limit
+    cdef uint64_t base
     if not kernel_only(vm):
         return
     memset(image, 0, 10)
@@ -97,12 +98,14 @@ cdef void load_table(Vm *vm, Insn *insn, Descriptor *table) noexcept nogil:
         raise_pending(vm)
         return
     memcpy(&limit, image, 2)
-    memcpy(&table.base, image + 2, 8)
-    table.limit = limit
+    memcpy(&base, image + 2, 8)
     if insn.bits != 64:
-        table.base &= 0xffffff if insn.opsize == 2 else <uint64_t>0xffffffff
-    elif not canonical(table.base):
+        base &= 0xffffff if insn.opsize == 2 else <uint64_t>0xffffffff
+    elif not canonical(base):
         raise_gp(vm, 0)
+        return
+    table.base = base
+    table.limit = limit
 
 cdef void do_sgdt(Vm *vm, Insn *insn) noexcept nogil:
     store_table(vm, insn, &vm.gdt)

@@ -106,7 +106,8 @@ cdef bint assist(Vm *vm) noexcept nogil:
 
 cdef inline void audit(Vm *vm) noexcept nogil:
     """The one thing that must never be: the guest at real CPL 0."""
-    if vm.env.hflags & HF_CPL == 0 or vm.env.segs[R_CS].selector & 3 == 0:
+    if vm.env.hflags & HF_CPL == 0 or \
+            (vm.cr0 & CR0_PE and vm.env.segs[R_CS].selector & 3 == 0):
         vm.audit_cpl0 += 1
 
 cdef void on_interrupt(uc_engine *uc, uint32_t vector, void *data) noexcept nogil:
