@@ -234,6 +234,8 @@ cdef bint leave_stub(Vm *vm) noexcept nogil:
         return True
     point = stub_point(vm, gva)
     if point == NULL:
+        if vm.pv != NULL:
+            kick_again(vm)      # the stubs of a patched kernel have no points: try behind them
         return False
     if point.restore & 1:
         vm.env.regs[RCX] = vm.page[PG_SAVE0]

@@ -713,6 +713,7 @@ cdef class Vcpu:
         if vm.translate or len(code) > WINDOW_SIZE - WINDOW_STUBS:
             raise ValueError("not a guest for this interface")
         memcpy(vm.window + WINDOW_STUBS, <const char *>code, len(code))
+        drop_blocks(vm, PA_WINDOW + WINDOW_STUBS, 64)       # of `warm_up`, which ran there
         pv_install(vm)
         pv_add_traps(vm.pv, [(PA_WINDOW + offset if pa is None else pa, *rest)
                           for pa, offset, *rest in traps])
