@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Builds the two compiled parts; everything else about the package is in pyproject.toml.
+"""Builds the three compiled parts; everything else about the package is in pyproject.toml.
 
-Both link against the shared libraries that the unicorn and capstone wheels carry. An installed
+They link against the shared libraries that the unicorn and capstone wheels carry. An installed
 package finds unicorn's through a relative run path, beside itself in site-packages: no compiler,
 no system library, and no trace of the machine that built the wheel. capstone's is in the process
 already when ``translator`` loads the scanner (its package says why).
@@ -59,6 +59,10 @@ setup(
                       library=UNICORN / "lib/libunicorn.so.2",
                       link=("-Wl,-rpath,$ORIGIN/../../unicorn/lib",),
                       depends=[str(p) for p in sorted(Path("bt/core").glob("*.px[id]"))]),
+            extension("bt.compare._native", ["bt/compare/_native.pyx"],
+                      library=UNICORN / "lib/libunicorn.so.2",
+                      link=("-Wl,-rpath,$ORIGIN/../../unicorn/lib",),
+                      depends=["bt/core/unicorn.pxi", "bt/core/layout.pxi"]),
         ],
         language_level=3,
         compiler_directives={"boundscheck": False, "wraparound": False, "cdivision": True,
