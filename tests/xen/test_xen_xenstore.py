@@ -159,8 +159,8 @@ def test_what_linux_writes_at_boot(xs):
 
 
 @pytest.mark.parametrize("path", [
-    "", "//", "/local//domain", "data/", "data//x", "data/a b", "data/\xe9", "data/\x01", "a" * 2049,
-    "/" + "a" * 3072, "data/../x", "*"])
+    "", "//", "/local//domain", "data/", "data//x", "data/a b", "data/\xe9", "data/\x01",
+    "a" * 2049, "/" + "a" * 3072, "data/../x", "*"])
 def test_paths_that_are_none(xs, path):
     for kind in (READ, DIRECTORY, MKDIR, RM):
         assert xs.fails(kind, path) == "EINVAL"
@@ -260,7 +260,7 @@ def test_watches_fire_when_a_transaction_ends(xs):
 
 
 def test_quotas(xs):
-    for number in range(10):
+    for _ in range(10):
         xs.ok(START, "")
     assert xs.fails(START, "") == "ENOSPC"
     assert xs.write("data/x", bytes(2049)) == (FAILED, b"ENOSPC\0")
