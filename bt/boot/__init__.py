@@ -19,7 +19,7 @@ from bt.boot.image import FileImage
 from bt.errors import InputError
 from bt.machine.ram import Ram
 
-__all__ = ["KINDS", "EntryState", "Loaded", "load"]
+__all__ = ["KINDS", "EntryState", "Loaded", "is_linux", "load"]
 
 #: What ``kind`` may be. Only "flat" has to be asked for; the others are recognised.
 KINDS = ("linux", "multiboot", "flat")
@@ -56,6 +56,22 @@ def load(path: Path, ram: Ram, *, cmdline: str = "", initrd: Path | bytes | None
             return linux.load(image, ram, cmdline, ramdisk)
         from bt.boot import multiboot
         return multiboot.load(image, ram, cmdline, ramdisk)
+
+
+def is_linux(path: Path) -> bool:
+    """Whether a file is a Linux kernel, by its looks: a bzImage, or an ELF without multiboot.
+
+    False for what cannot be read: the loader says what is wrong with it.
+    """
+    from bt.boot import elf, linux, multiboot
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(multiboot.SEARCH)
+    except OSError:
+        return False
+    if linux.is_bzimage(head):
+        return True
+    return head.startswith(elf.MAGIC) and multiboot.find_header(head) is None
 
 
 # (offset, magic, what it is): kernels and files that people try, to name instead of just refuse.

@@ -153,8 +153,7 @@ def _plan_linux(options: argparse.Namespace) -> Plan:
         if options.command is not None:
             # For an initrd with our /init in it, or one that does what it does.
             initrd = _read(options.initrd) + b"".join(extra)
-    quiet = options.command is not None and not options.verbose
-    words = [LINUX_CMDLINE, "quiet" if quiet else "", options.append]
+    words = [_linux_cmdline(options), options.append]
     return Plan(
         path,
         " ".join(word for word in words if word),
@@ -162,6 +161,17 @@ def _plan_linux(options: argparse.Namespace) -> Plan:
         announces_input=options.initrd is None,
         passes_stdin=passes_stdin,
     )
+
+
+def _linux_cmdline(options: argparse.Namespace) -> str:
+    """The default command line: where the console is, and that a panic ends the machine."""
+    from bt.engines import ENGINES
+
+    quiet = options.command is not None and not options.verbose
+    if ENGINES[options.engine].paravirtual:
+        # The console is the command's output too: nothing but a panic may mix with it.
+        return "console=hvc0 panic=-1" + (" quiet loglevel=1" if quiet else "")
+    return LINUX_CMDLINE + (" quiet" if quiet else "")
 
 
 def _plan_file(options: argparse.Namespace) -> Plan:
@@ -172,22 +182,11 @@ def _plan_file(options: argparse.Namespace) -> Plan:
         return Plan(path, options.append, options.initrd, "flat", options.flat, options.bits or 16)
     if options.bits is not None:
         raise InputError("--bits goes with --flat")
-    words = [LINUX_CMDLINE if _is_linux(path) else "", options.append]
+    from bt.boot import is_linux
+
+    # A Linux kernel gets the default command line.
+    words = [_linux_cmdline(options) if is_linux(path) else "", options.append]
     return Plan(path, " ".join(word for word in words if word), options.initrd)
-
-
-def _is_linux(path: Path) -> bool:
-    """Whether a file is a Linux kernel, which then gets the default command line."""
-    from bt.boot import elf, linux, multiboot
-
-    try:
-        with path.open("rb") as file:
-            head = file.read(multiboot.SEARCH)
-    except OSError:
-        return False  # the loader says what is wrong with it
-    if linux.is_bzimage(head):
-        return True
-    return head.startswith(elf.MAGIC) and multiboot.find_header(head) is None
 
 
 def _read(path: Path) -> bytes:

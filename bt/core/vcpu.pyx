@@ -523,15 +523,24 @@ cdef class Vcpu:
         leave(self.vm)
 
     def xen_wake(self):
-        """End :meth:`xen_block` although no event is deliverable (SCHEDOP_poll)."""
+        """Go on after `xen_block` without an event (a poll's timeout)."""
         self.vm.halted = 0
 
     def xen_get_writable(self, uint64_t mfn):
-        """Keep a frame of the guest's from becoming a page table: the VMM writes there from now on.
-
-        False if it is not the guest's, or a page table or descriptor table already.
-        """
+        """Hold one of the guest's pages to being writable; False if it is something else."""
         return type_get(self.vm, mfn, PGT_WRITABLE) == 0
+
+    def xen_read_kernel(self, uint64_t gva, int length):
+        """read_virtual through the kernel's page tables, whatever mode the guest is in."""
+        cdef Vm *vm = self.vm
+        cdef uint64_t root = vm.cr3
+        vm.cr3 = vm.xen.kernel_root << 12
+        vm.gen += 1
+        try:
+            return self.read_virtual(gva, length)
+        finally:
+            vm.cr3 = root
+            vm.gen += 1
 
     def xen_counters(self):
         """([calls by hypercall number], page-table writes emulated, event upcalls)."""

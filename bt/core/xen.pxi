@@ -422,6 +422,14 @@ cdef bint xen_emulated_cpuid(Vm *vm) noexcept nogil:
     vm.env.eip += 7
     return True
 
+cdef bint python_io_allowed(Vm *vm, uint32_t port, int size) noexcept with gil:
+    """Port access of user code: rare, and the kernel's bitmap is where a hypercall said."""
+    try:
+        return (<Vcpu>vm.owner).policy.xen_io_allowed(port, size)
+    except BaseException as error:
+        python_failed(vm, error)
+        return False
+
 cdef int64_t python_hypercall(Vm *vm, uint64_t number, uint64_t a, uint64_t b, uint64_t c,
                               uint64_t d, uint64_t e) noexcept with gil:
     try:

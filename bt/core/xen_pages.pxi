@@ -379,15 +379,17 @@ cdef int64_t xen_update_descriptor(Vm *vm, uint64_t address, uint64_t descriptor
 cdef bint xen_table_write(Vm *vm, uint64_t gva) noexcept nogil:
     """A store of the guest kernel hit a page table: do it, checked, if it is one we know.
 
-    Early Linux writes entries with plain instructions and relies on this (xen_set_pte_init). 8-byte
-    MOV, XCHG, CMPXCHG, AND, OR, BTR and BTS to an aligned entry are emulated.
+    Linux writes entries with plain instructions where that is simpler and relies on this
+    (xen_set_pte_init, ptep_set_wrprotect, ptep_get_and_clear). Emulated: MOV, XCHG, CMPXCHG, AND, OR,
+    BTR and BTS of 1, 4 or 8 bytes inside one entry.
     """
     cdef Xen *x = vm.xen
-    cdef uint64_t mfn, entry, value = 0, flags, limit
-    cdef int slot, length, at = 0, op
+    cdef uint64_t mfn, entry, old, value = 0, flags, mask, bit
+    cdef int slot, length, at = 0, op, size, shift
     cdef uint8_t code[16]
     cdef Insn insn
-    if gva & 7 or l1_slot(vm, gva, &mfn, &slot) != 0:
+    cdef bint op16 = False
+    if l1_slot(vm, gva, &mfn, &slot) != 0:
         return False
     entry = frame_entries(vm, mfn)[slot]
     mfn = (entry & PTE_ADDRESS) >> 12
@@ -399,81 +401,95 @@ cdef bint xen_table_write(Vm *vm, uint64_t gva) noexcept nogil:
     insn.length = length
     insn.bits = 64
     insn.seg = -1
-    insn.opsize = 8
     insn.adsize = 8
-    while at < length and (code[at] == 0xf0 or code[at] == 0x3e or code[at] == 0x2e):
+    while at < length and (code[at] == 0xf0 or code[at] == 0x3e or code[at] == 0x2e or
+                           code[at] == 0x66):
+        op16 |= code[at] == 0x66
         at += 1
-    if at + 3 > length or code[at] & 0xf8 != 0x48:
-        return False            # only REX.W forms write a whole entry
-    insn.rex = code[at]
-    at += 1
+    if at < length and code[at] & 0xf0 == 0x40:
+        insn.rex = code[at]
+        at += 1
+    if op16 or at + 3 > length:
+        return False
     op = code[at]
     at += 1
     if op == 0x0f:
         op = 0x0f00 | code[at]
         at += 1
-    # RIP-relative operands need the length first; they are found with two passes.
+    if op == 0x80 or op == 0x88 or op == 0x86 or op == 0x20 or op == 0x08 or op == 0xc6:
+        size = 1
+        op = (op | 1) if op != 0x80 else 0x83
+    else:
+        size = 8 if insn.rex & 8 else 4
+    if (gva & 7) + size > 8:
+        return False
+    # RIP-relative operands would need the length first; only the address of the fault counts here.
     vm.next_rip = vm.env.eip
     if not decode_modrm(vm, &insn, at) or insn.mod == 3:
         return False
+    if size == 1 and not insn.rex and insn.reg > 3 and op != 0x83 and op != 0xc7:
+        return False            # AH .. BH
     at = insn.imm
-    if op == 0xc7 or op == 0x81:
+    if op == 0xc7:
+        at += 1 if size == 1 else 4
+    elif op == 0x81:
         at += 4
     elif op == 0x83 or op == 0x0fba:
         at += 1
     if at > length:
         return False
     slot = (gva & 0xfff) >> 3
+    shift = (gva & 7) * 8
+    mask = ~<uint64_t>0 if size == 8 else (<uint64_t>1 << (size * 8)) - 1
     entry = frame_entries(vm, mfn)[slot]
-    flags = real_flags(vm) & ~<uint64_t>FL_ARITH
-    if op == 0x89:
+    old = (entry >> shift) & mask
+    flags = real_flags(vm)
+    if op == 0x89 or op == 0x87:
         value = vm.env.regs[insn.reg]
-        flags = real_flags(vm)
     elif op == 0xc7:
-        value = <uint64_t><int64_t>(<int32_t *>(code + insn.imm))[0]
-        flags = real_flags(vm)
-    elif op == 0x87:
-        value = vm.env.regs[insn.reg]
-        flags = real_flags(vm)
+        value = code[insn.imm] if size == 1 else <uint64_t><int64_t>(<int32_t *>(code + insn.imm))[0]
     elif op == 0x0fb1:
-        if vm.env.regs[RAX] != entry:
-            vm.env.regs[RAX] = entry
-            table_flags(vm, flags, 1)
-            vm.env.eip += at
+        flags &= ~<uint64_t>FL_ARITH
+        if (vm.env.regs[RAX] & mask) != old:
+            set_reg(vm, RAX, old, size)
+            table_done(vm, flags | FL_CF, at)
             return True
         value = vm.env.regs[insn.reg]
         flags |= FL_ZF
-    elif op == 0x21 or op == 0x09:
-        value = vm.env.regs[insn.reg]
-        value = entry & value if op == 0x21 else entry | value
-        flags |= logic_flags(value)
-    elif (op == 0x81 or op == 0x83) and (insn.reg == 4 or insn.reg == 1):
-        value = <uint64_t><int64_t><int8_t>code[insn.imm] if op == 0x83 else \
-            <uint64_t><int64_t>(<int32_t *>(code + insn.imm))[0]
-        value = entry & value if insn.reg == 4 else entry | value
-        flags |= logic_flags(value)
-    elif op == 0x0fb3 or op == 0x0fab or (op == 0x0fba and 5 <= insn.reg <= 6):
-        limit = vm.env.regs[insn.reg] if op != 0x0fba else code[insn.imm]
-        if limit > 63:
-            return False
-        flags = real_flags(vm) & ~<uint64_t>FL_CF
-        flags |= (entry >> limit) & 1
-        if op == 0x0fab or (op == 0x0fba and insn.reg == 5):
-            value = entry | (<uint64_t>1 << limit)
+    elif op == 0x21 or op == 0x09 or \
+            ((op == 0x81 or op == 0x83) and (insn.reg & 7 == 4 or insn.reg & 7 == 1)):
+        if op == 0x83:
+            value = <uint64_t><int64_t><int8_t>code[insn.imm]
+        elif op == 0x81:
+            value = <uint64_t><int64_t>(<int32_t *>(code + insn.imm))[0]
         else:
-            value = entry & ~(<uint64_t>1 << limit)
+            value = vm.env.regs[insn.reg]
+        if op == 0x21 or (op != 0x09 and insn.reg & 7 == 4):
+            value = old & value
+        else:
+            value = old | (value & mask)
+        flags = (flags & ~<uint64_t>FL_ARITH) | logic_flags(value & mask, size)
+    elif op == 0x0fb3 or op == 0x0fab or (op == 0x0fba and 5 <= insn.reg & 7 <= 6):
+        bit = vm.env.regs[insn.reg] if op != 0x0fba else code[insn.imm]
+        if bit >= <uint64_t>(size * 8):
+            return False
+        flags = (flags & ~<uint64_t>FL_CF) | ((old >> bit) & 1)
+        if op == 0x0fab or (op == 0x0fba and insn.reg & 7 == 5):
+            value = old | (<uint64_t>1 << bit)
+        else:
+            value = old & ~(<uint64_t>1 << bit)
     else:
         return False
-    if entry_set(vm, mfn, slot, value, False) != 0:
+    if entry_set(vm, mfn, slot, (entry & ~(mask << shift)) | ((value & mask) << shift), False) != 0:
         return False
     if op == 0x87:
-        vm.env.regs[insn.reg] = entry
-    table_flags(vm, flags, 0)
-    vm.env.eip += at
+        set_reg(vm, insn.reg, old, size)
+    table_done(vm, flags, at)
     x.table_writes += 1
     return True
 
-cdef inline uint64_t logic_flags(uint64_t value) noexcept nogil:
+cdef inline uint64_t logic_flags(uint64_t value, int size) noexcept nogil:
+    """Flags after AND or OR (SDM vol. 1, appendix A): OF and CF clear, AF left clear."""
     cdef uint64_t low = value & 0xff
     cdef uint64_t flags = 0
     low ^= low >> 4
@@ -483,13 +499,12 @@ cdef inline uint64_t logic_flags(uint64_t value) noexcept nogil:
         flags |= 4
     if value == 0:
         flags |= FL_ZF
-    if value >> 63:
+    if value >> (size * 8 - 1):
         flags |= 0x80
     return flags
 
-cdef inline void table_flags(Vm *vm, uint64_t flags, int sign) noexcept nogil:
-    """Set the arithmetic flags; ``sign`` stands for a compare that found a difference."""
-    if sign:
-        flags |= FL_CF
+cdef inline void table_done(Vm *vm, uint64_t flags, int length) noexcept nogil:
+    """Arithmetic flags and RIP after an emulated store."""
     vm.env.cc_src = flags & FL_ARITH
     vm.env.cc_op = CC_OP_EFLAGS
+    vm.env.eip += length

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from bt import boot
 from bt.core import vcpu as core
@@ -29,6 +29,9 @@ from bt.machine.stats import Stats
 from bt.machine.stubs import StubMaker
 from bt.machine.timers import TimerQueue
 from bt.machine.tracing import Tracer
+
+if TYPE_CHECKING:
+    from bt.xen.domain import XenDomainState
 
 #: Console output waits at most this long (virtual ns) for more to go out with.
 _FLUSH_NS = 5_000_000
@@ -48,6 +51,15 @@ class Outcome:
     kind: str
     status: int
     report: str | None = None
+
+
+class InputPort(Protocol):
+    """Where input from outside goes: a serial port or a Xen console."""
+
+    @property
+    def pending_input(self) -> int: ...
+
+    def feed(self, data: bytes) -> int: ...
 
 
 class _CoreClock:
@@ -74,12 +86,18 @@ class Machine:
         if engine not in ENGINES:
             raise InputError(f"no engine {engine!r}: one of {', '.join(ENGINES)}")
         self.engine = ENGINES[engine]
-        self.ram = Ram(ram_bytes)
+        self._domain_bytes = ram_bytes & ~0xFFF
+        extra = 0
+        if self.engine.paravirtual:
+            from bt.engines.xen import extra_ram  # costs what only this engine needs
+            extra = extra_ram(ram_bytes)
+        self.ram = Ram(ram_bytes + extra)
         self.bus = Bus()
         clock = _CoreClock()
         self.timers = TimerQueue(clock)
+        self._wallclock_s = 0 if deterministic else int(time.time())
         self.pc = LegacyPc(clock, self.timers, self.bus, self.ram.size,
-                           wallclock_s=0 if deterministic else int(time.time()))
+                           wallclock_s=self._wallclock_s)
         self._stub_maker = StubMaker()
         self._tracer = Tracer(trace)
         self.acknowledge = self.pc.pic.acknowledge
@@ -97,6 +115,7 @@ class Machine:
         self.pc.pic.on_intr = self.vcpu.set_intr
         self._panic = PanicWatch()
         self._connect(console, dict(channels or {}))
+        self.domain: XenDomainState | None = None
         self.stats = Stats(self.vcpu, engine)
         self._ended: Outcome | None = None
         self._running = False
@@ -120,6 +139,45 @@ class Machine:
         else:
             self._end(Outcome("died", 3, death_report(self.vcpu, "it said so, by hypercall")))
 
+    # What a Xen domain tells the machine ----------------------------------------------------------
+
+    def console_output(self, data: bytes) -> None:
+        """The domain wrote to the hypervisor's console (early messages)."""
+        assert self.pc.com1.on_output is not None
+        self.pc.com1.on_output(data)
+
+    def hvc_output(self, data: bytes) -> None:
+        """The domain wrote to its own console; with a command, that is the command's output."""
+        sink = self._channels.get(2)
+        if sink is None:
+            self.console_output(data)
+        else:
+            self._panic.see(data)
+            sink(data)
+
+    def xen_io_allowed(self, port: int, size: int) -> bool:
+        """Whether user code may access a port: by its IOPL, or by the kernel's I/O bitmap."""
+        assert self.domain is not None
+        physdev = self.domain.physdev
+        if physdev.iopl == 3:
+            return True
+        address, ports = physdev.bitmap
+        if port + size > ports:
+            return False
+        bits = self.vcpu.xen_read_kernel(address + port // 8, 2)
+        return bits is not None and \
+            not int.from_bytes(bits, "little") >> port % 8 & (1 << size) - 1
+
+    def xen_shutdown(self, reason: int) -> None:
+        """SCHEDOP_shutdown."""
+        from bt.engines.xen import ORDERLY
+        kind = ORDERLY.get(reason)
+        if kind is not None:
+            self._end(Outcome(kind, 0))
+            return
+        said = f": {self._panic.text}" if self._panic.text else ""
+        self._end(Outcome("died", 3, death_report(self.vcpu, f"it crashed by its own word{said}")))
+
     def _connect(self, console: Callable[[bytes], None],
                  channels: Mapping[int, Callable[[bytes], None]]) -> None:
         def to_console(data: bytes) -> None:
@@ -127,10 +185,11 @@ class Machine:
             console(data)
 
         self.pc.com1.on_output = to_console
+        self._channels = channels
         for number, port in ((2, self.pc.com2), (3, self.pc.com3)):
             if number in channels:
                 port.on_output = channels[number]
-        self._ports = {1: self.pc.com1, 2: self.pc.com2, 3: self.pc.com3}
+        self._ports: dict[int, InputPort] = {1: self.pc.com1, 2: self.pc.com2, 3: self.pc.com3}
         self.pc.power.on_reset = self._on_reset
         self.pc.power.on_exit = self._on_exit
 
@@ -139,7 +198,18 @@ class Machine:
     def load(self, path: Path, *, cmdline: str = "", initrd: Path | bytes | None = None,
              kind: str | None = None, base: int | None = None,
              bits: int | None = None) -> boot.Loaded:
-        """Load a kernel (bt.boot.load) and set the vCPU to its entry state."""
+        """Load a kernel (bt.boot.load) and set the vCPU to its entry state.
+
+        Under a paravirtual engine Linux becomes a Xen domain; other kernels must declare our own
+        interface.
+        """
+        if self.engine.paravirtual and kind != "flat" and boot.is_linux(path):
+            from bt.engines import xen
+            loaded, self.domain = xen.attach(self, path, self._domain_bytes, cmdline, initrd,
+                                             self._wallclock_s)
+            # One console for everything: COM2, the command's channel elsewhere, is the same.
+            self._ports = dict.fromkeys((1, 2, 3), self.domain.console)
+            return loaded
         loaded = boot.load(path, self.ram, cmdline=cmdline, initrd=initrd, kind=kind, base=base,
                            bits=bits)
         self.vcpu.enter(loaded.entry)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -171,18 +172,30 @@ def initramfs(busybox: Path, extra: Iterable[bytes] = ()) -> bytes:
     """The whole initramfs: the base archive, from the cache beside ``busybox``, and ``extra``.
 
     ``busybox`` is a static x86-64 busybox. The cached archive is remade when busybox or one of our
-    own files is newer. Raises :class:`InputError` when ``busybox`` cannot be read.
+    own files is another. Raises :class:`InputError` when ``busybox`` cannot be read.
     """
     return b"".join((_cached_base(busybox), *extra))
 
 
-def _cached_base(busybox: Path) -> bytes:
-    cached = busybox.with_name("initramfs.cpio")
-    sources = (busybox, HERE / "init", HERE / "exit.S", Path(__file__))
+def _version(busybox: Path) -> int:
+    """A number for what the base archive is made of: our sources by content, busybox by its stat.
+
+    Dates alone would not do: installing another version of this package can make files older.
+    """
+    number = 0
+    for source in (HERE / "init", HERE / "exit.S", Path(__file__)):
+        number = zlib.crc32(source.read_bytes(), number)
     try:
-        made = cached.stat().st_mtime_ns
-        if all(source.stat().st_mtime_ns < made for source in sources):
-            return cached.read_bytes()
+        stat = busybox.stat()
+    except OSError as error:
+        raise InputError(f"cannot read {busybox}: {error.strerror}") from None
+    return zlib.crc32(f"{stat.st_size} {stat.st_mtime_ns}".encode(), number)
+
+
+def _cached_base(busybox: Path) -> bytes:
+    cached = busybox.with_name(f"initramfs-{_version(busybox):08x}.cpio")
+    try:
+        return cached.read_bytes()
     except OSError:
         pass  # not there yet, or not readable: make it
     try:

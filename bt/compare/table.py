@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The results of a comparison as one table of text: a column an engine, a row a number."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+NATIVE = "native"
+_REASON_WIDTH = 26  # of a cell that says why an engine cannot run the workload
+
+Result = Mapping[str, Any]
+Row = list[str]
+
+
+def columns(results: Result) -> dict[str, Result]:
+    """{column: its result}: the baseline first, where there is one, then the engines."""
+    native = results["native"]
+    return {**({NATIVE: native} if native is not None else {}), **results["engines"]}
+
+
+def render(results: Result) -> str:
+    """The table, with a head line on the machine and the method."""
+    subjects = columns(results)
+    rows: list[Row] = [[results["workload"], *subjects]]
+    failed = {name: one["error"] for name, one in subjects.items() if "error" in one}
+    if failed:
+        rows += _wrapped("cannot", [failed.get(name, "") for name in subjects])
+    rows += _nano(subjects)
+    rows += _times(subjects)
+    for title, part in (("exits, control unit", "control"), ("exits, memory unit", "memory")):
+        rows += _counts(title, subjects, lambda one, part=part: one["exits"][part])
+    rows += _counts("hypercalls", subjects, lambda one: one["hypercalls"])
+    rows += _translator(subjects)
+    facts = results["machine"]
+    return (f"{results['what']}; {facts['cpu']}, {facts['cores']} cores, load {facts['load']}, "
+            f"Python {facts['python']}\n"
+            f"medians of {results['runs']} alternating runs; counts of the last\n\n"
+            f"{_aligned(rows)}")
+
+
+def _measured(subjects: Mapping[str, Result]) -> dict[str, Result]:
+    return {name: one for name, one in subjects.items() if "error" not in one}
+
+
+def _line(title: str, subjects: Mapping[str, Result], cell: Callable[[str, Result], str]) -> Row:
+    return [title, *("" if "error" in one else cell(name, one) for name, one in subjects.items())]
+
+
+def _section(title: str, rows: Iterable[Row]) -> list[Row]:
+    """``rows`` under a line with the title alone; nothing when there are none."""
+    found = list(rows)
+    return [[title, *[""] * (len(found[0]) - 1)], *found] if found else []
+
+
+def _nano(subjects: Mapping[str, Result]) -> list[Row]:
+    """ns an operation, and how many times native."""
+    measured = _measured(subjects)
+    names = next((one["ns"] for one in measured.values() if one["ns"]), {})
+    native = measured.get(NATIVE, {}).get("ns", {})
+
+    def cell(name: str, ns: float, base: float | None) -> str:
+        return f"{ns:.1f}" if name == NATIVE or not base else f"{ns:.1f} ({ns / base:.1f}x)"
+
+    return _section("ns an operation (times native)", (
+        _line(f"  {row}", subjects, lambda name, one, row=row: cell(
+            name, one["ns"][row], native.get(row))) for row in names))
+
+
+def _times(subjects: Mapping[str, Result]) -> list[Row]:
+    def seconds(key: str) -> Callable[[str, Result], str]:
+        return lambda name, one: "" if one.get(key) is None else f"{one[key]:.3f}"
+
+    rows = [_line("  start of bt to its end", subjects, seconds("wall_s"))]
+    if any(one.get("guest_s") is not None for one in subjects.values()):
+        rows.append(_line("  workload, guest's clock", subjects, seconds("guest_s")))
+    return _section("wall time, s", rows)
+
+
+def _counts(title: str, subjects: Mapping[str, Result],
+            pick: Callable[[Result], Mapping[str, int]]) -> list[Row]:
+    """A row a name, the most frequent first; a total when there is more than one."""
+    counts = {name: pick(one) for name, one in _measured(subjects).items() if name != NATIVE}
+    reasons = {reason for one in counts.values() for reason in one}
+    order = sorted(reasons, key=lambda reason: (-max(
+        one.get(reason, 0) for one in counts.values()), reason))
+
+    def row(text: str, count: Callable[[Mapping[str, int]], int]) -> Row:
+        return [text, *(_count(count(counts[name])) if name in counts else ""
+                        for name in subjects)]
+
+    rows = [row(f"  {reason}", lambda one, reason=reason: one.get(reason, 0)) for reason in order]
+    if len(rows) > 1:
+        rows.insert(0, row("  all", lambda one: sum(one.values())))
+    return _section(title, rows)
+
+
+def _translator(subjects: Mapping[str, Result]) -> list[Row]:
+    counted = {name: one.get("translator", {}) for name, one in subjects.items()}
+
+    def row(text: str, cell: Callable[[Mapping[str, Any]], str]) -> Row:
+        return [text, *(cell(one) if one else "" for one in counted.values())]
+
+    if not any(counted.values()):
+        return []
+    return _section("translator", [
+        row("  seconds", lambda one: f"{one['seconds']:.3f} ({one['share']:.0%})"),
+        *(row(f"  {text}", lambda one, key=key: _count(one[key])) for text, key in (
+            ("instructions scanned", "instructions_scanned"), ("blocks scanned", "block_scanned"),
+            ("sites", "sites"), ("stubs installed", "stub_installed"),
+            ("stubs taken back", "stub_taken_back"))),
+    ])
+
+
+def _count(value: int) -> str:
+    return f"{value:,}".replace(",", " ") if value else "-"
+
+
+def _wrapped(title: str, cells: Iterable[str]) -> list[Row]:
+    """One row of texts as several lines."""
+    parts = [textwrap.wrap(cell, _REASON_WIDTH) for cell in cells]
+    height = max(len(part) for part in parts)
+    return [[title if i == 0 else "", *(part[i] if i < len(part) else "" for part in parts)]
+            for i in range(height)]
+
+
+def _aligned(rows: list[Row]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join([row[0].ljust(widths[0]),
+                        *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:],
+                                                                   strict=True))]).rstrip()
+             for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)

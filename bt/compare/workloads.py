@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What `bt compare` can run: a guest, what it is told, and how to read what it prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from bt.engines import ENGINES
+from bt.errors import BtError, InputError
+
+#: The nanobenchmarks of Adams and Agesen, ASPLOS 2006, in the paper's order.
+NANO = ("syscall", "in", "cr8wr", "callret", "pgfault", "divzero", "ptemod")
+#: One more that guests/nano has, run by name only.
+NANO_EXTRA = ("pteflush",)
+#: Forks of forkwait unless --count says otherwise. The paper's 40000 would take minutes here.
+FORKS = 2000
+
+_PREPARE_GZIP = "cat /bin/busybox /bin/busybox /bin/busybox | head -c 4194304 >/tmp/4m"
+
+
+class WorkloadFailed(BtError):
+    """A run gave no result; the text says why in a few words."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a guest's output says: seconds by its own clock, ticks an operation by name."""
+
+    guest_s: float | None = None
+    ticks: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One thing to run under every engine.
+
+    ``arguments(engine)``: what follows ``bt run``, with the guest's command after ``--``.
+    ``read(output)``: the Reading; raises WorkloadFailed. ``nano``: what guests/nano gets as command
+    line, None for the others. ``warm_up``: one turn first that does not count, since it fills
+    caches on disk.
+    """
+
+    name: str
+    what: str
+    arguments: Callable[[str], list[str]]
+    read: Callable[[str], Reading]
+    nano: str | None = None
+    warm_up: bool = False
+
+
+def names() -> list[str]:
+    """Every name that :func:`get` knows."""
+    return ["nano", *NANO, *NANO_EXTRA, "forkwait", "boot", "gzip", "tasks"]
+
+
+def get(name: str, count: int | None = None) -> Workload:
+    """The workload called ``name``. Raises InputError.
+
+    count: forks of forkwait, or operations in a pass of nano; other workloads have none.
+    """
+    if name not in names():
+        raise InputError(f"no workload {name!r}: one of {', '.join(names())}")
+    if name == "nano" or name in NANO or name in NANO_EXTRA:
+        return _nano(name, count)
+    if name == "forkwait":
+        return _forkwait(FORKS if count is None else count)
+    if count is not None:
+        raise InputError(f"--count goes with forkwait and nano: {name} has nothing to count")
+    if name == "boot":
+        return Workload(name, "Linux, to the end of `true` in it", _linux("true"),
+                        lambda output: Reading(), warm_up=True)
+    if name == "gzip":
+        script = f"{_PREPARE_GZIP}; {_timed('gzip -c /tmp/4m >/dev/null')}"
+        return Workload(name, "gzip of 4 MB in Linux", _linux("sh", "-c", script), read_clock,
+                        warm_up=True)
+    return Workload(name, "guests/tasks: four user tasks, preempted", _sample("tasks"), _read_tasks)
+
+
+def _nano(name: str, count: int | None) -> Workload:
+    words = [] if name == "nano" else [name]
+    if count is not None:
+        if not 8 <= count <= 10_000_000:
+            raise InputError(f"{count} operations in a pass of nano: 8 to 10000000 are possible")
+        words.append(str(count))
+    wanted = NANO if name == "nano" else (name,)
+    cmdline = " ".join(words)
+    what = "the nanobenchmarks of Adams and Agesen" if name == "nano" else f"nano: {name}"
+    return Workload(name, what, _sample("nano", "--append", cmdline),
+                    lambda output: Reading(ticks=read_nano(output, wanted)), nano=cmdline)
+
+
+def _forkwait(count: int) -> Workload:
+    loop = f"i=0; while [ $i -lt {count} ]; do (:); i=$((i+1)); done"
+    return Workload("forkwait", f"{count} times fork and wait, in Linux",
+                    _linux("sh", "-c", _timed(loop)), read_clock, warm_up=True)
+
+
+def _sample(name: str, *options: str) -> Callable[[str], list[str]]:
+    """A guest of guests/ with a paravirtual build beside the native one."""
+    return lambda engine: [f"{name}-pv" if ENGINES[engine].paravirtual else name, *options]
+
+
+def _linux(*command: str) -> Callable[[str], list[str]]:
+    return lambda engine: ["linux", "--", *command]
+
+
+def _timed(script: str) -> str:
+    """``script`` between two looks at the shell's own clock (no process, one system call each)."""
+    return f"t=$EPOCHREALTIME; {script}; echo clock $t $EPOCHREALTIME"
+
+
+def read_clock(output: str) -> Reading:
+    """The seconds between the two times in ``clock START END``."""
+    for line in output.splitlines():
+        word, *times = line.split() or [""]
+        if word == "clock" and len(times) == 2:
+            try:
+                return Reading(guest_s=float(times[1]) - float(times[0]))
+            except ValueError:
+                break
+    raise WorkloadFailed("the guest printed no times")
+
+
+def _read_tasks(output: str) -> Reading:
+    if "tasks killed: 2" not in output:
+        raise WorkloadFailed("the tasks did not end as they should")
+    return Reading()
+
+
+def read_nano(output: str, wanted: Sequence[str]) -> dict[str, float]:
+    """{name: ticks an operation, in the fastest pass} from lines ``NAME OPERATIONS TICKS``."""
+    best: dict[str, float] = {}
+    for line in output.splitlines():
+        words = line.split()
+        if len(words) != 3 or words[0] not in wanted:
+            continue
+        try:
+            ticks = int(words[2]) / int(words[1])
+        except (ValueError, ZeroDivisionError):
+            raise WorkloadFailed(f"the guest printed {line!r}") from None
+        best[words[0]] = min(ticks, best.get(words[0], ticks))
+    missing = [name for name in wanted if name not in best]
+    if missing:
+        raise WorkloadFailed(f"the guest printed nothing for {', '.join(missing)}")
+    return {name: best[name] for name in wanted}
