@@ -73,6 +73,13 @@ cdef uint64_t get_msr(Cpu *cpu, uint32_t index) noexcept nogil:
     uc_reg_read(cpu.uc, cpu.msr_register, &msr)
     return msr.value
 
+cdef int allow_nx(Cpu *cpu) except -1:
+    """EFER.NXE, for the data pages of the caller's page tables."""
+    cdef msr_value msr
+    msr.index = <uint32_t>0xc0000080
+    msr.value = get_msr(cpu, msr.index) | 1 << 11
+    return check(uc_reg_write(cpu.uc, cpu.msr_register, &msr), "EFER")
+
 cdef inline void fail(Cpu *cpu, int vector) noexcept nogil:
     cpu.failed = vector
     uc_emu_stop(cpu.uc)
@@ -191,6 +198,7 @@ def run(ram not None, *, uint64_t entry, uint64_t cr3, uint32_t code, uint32_t d
         add_hook(cpu, UC_HOOK_INSN, <void *>on_syscall, UC_X86_INS_SYSCALL)
         add_hook(cpu, UC_HOOK_INSN, <void *>on_in, UC_X86_INS_IN)
         add_hook(cpu, UC_HOOK_INSN, <void *>on_out, UC_X86_INS_OUT)
+        allow_nx(cpu)
         set_register(cpu, "CR4", 0x20)          # PAE
         set_register(cpu, "CR3", cr3)
         set_register(cpu, "CR0", 0x80010001)    # PG WP PE; Unicorn starts in 64-bit mode

@@ -61,11 +61,15 @@ def _nano(subjects: Mapping[str, Result]) -> list[Row]:
     native = measured.get(NATIVE, {}).get("ns", {})
 
     def cell(name: str, ns: float, base: float | None) -> str:
-        return f"{ns:.1f}" if name == NATIVE or not base else f"{ns:.1f} ({ns / base:.1f}x)"
+        return f"{ns:.1f}" if name == NATIVE or not base else f"{ns:.1f} ({_ratio(ns / base)})"
 
     return _section("ns an operation (times native)", (
         _line(f"  {row}", subjects, lambda name, one, row=row: cell(
             name, one["ns"][row], native.get(row))) for row in names))
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.1f}x" if ratio >= 1 else f"{ratio:.2f}x"
 
 
 def _times(subjects: Mapping[str, Result]) -> list[Row]:
