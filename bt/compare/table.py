@@ -9,6 +9,10 @@ from typing import Any
 
 NATIVE = "native"
 _REASON_WIDTH = 26  # of a cell that says why an engine cannot run the workload
+#: What the translator counts: title and key.
+_WORK = (("instructions scanned", "instructions_scanned"), ("blocks scanned", "block_scanned"),
+         ("sites", "sites"), ("stubs installed", "stub_installed"),
+         ("stubs taken back", "stub_taken_back"))
 
 Result = Mapping[str, Any]
 Row = list[str]
@@ -29,8 +33,8 @@ def render(results: Result) -> str:
         rows += _wrapped("cannot", [failed.get(name, "") for name in subjects])
     rows += _nano(subjects)
     rows += _times(subjects)
-    for title, part in (("exits, control unit", "control"), ("exits, memory unit", "memory")):
-        rows += _counts(title, subjects, lambda one, part=part: one["exits"][part])
+    rows += _counts("exits, control unit", subjects, lambda one: one["exits"]["control"])
+    rows += _counts("exits, memory unit", subjects, lambda one: one["exits"]["memory"])
     rows += _counts("hypercalls", subjects, lambda one: one["hypercalls"])
     rows += _translator(subjects)
     facts = results["machine"]
@@ -60,12 +64,16 @@ def _nano(subjects: Mapping[str, Result]) -> list[Row]:
     names = next((one["ns"] for one in measured.values() if one["ns"]), {})
     native = measured.get(NATIVE, {}).get("ns", {})
 
-    def cell(name: str, ns: float, base: float | None) -> str:
-        return f"{ns:.1f}" if name == NATIVE or not base else f"{ns:.1f} ({_ratio(ns / base)})"
+    def row(operation: str) -> Row:
+        base = native.get(operation)
 
-    return _section("ns an operation (times native)", (
-        _line(f"  {row}", subjects, lambda name, one, row=row: cell(
-            name, one["ns"][row], native.get(row))) for row in names))
+        def cell(name: str, one: Result) -> str:
+            ns = one["ns"][operation]
+            return f"{ns:.1f}" if name == NATIVE or not base else f"{ns:.1f} ({_ratio(ns / base)})"
+
+        return _line(f"  {operation}", subjects, cell)
+
+    return _section("ns an operation (times native)", map(row, names))
 
 
 def _ratio(ratio: float) -> str:
@@ -90,31 +98,26 @@ def _counts(title: str, subjects: Mapping[str, Result],
     order = sorted(reasons, key=lambda reason: (-max(
         one.get(reason, 0) for one in counts.values()), reason))
 
-    def row(text: str, count: Callable[[Mapping[str, int]], int]) -> Row:
-        return [text, *(_count(count(counts[name])) if name in counts else ""
-                        for name in subjects)]
+    def row(text: str, numbers: Mapping[str, int]) -> Row:
+        return [f"  {text}", *(_count(numbers[name]) if name in numbers else ""
+                               for name in subjects)]
 
-    rows = [row(f"  {reason}", lambda one, reason=reason: one.get(reason, 0)) for reason in order]
+    rows = [row(reason, {name: one.get(reason, 0) for name, one in counts.items()})
+            for reason in order]
     if len(rows) > 1:
-        rows.insert(0, row("  all", lambda one: sum(one.values())))
+        rows.insert(0, row("all", {name: sum(one.values()) for name, one in counts.items()}))
     return _section(title, rows)
 
 
 def _translator(subjects: Mapping[str, Result]) -> list[Row]:
-    counted = {name: one.get("translator", {}) for name, one in subjects.items()}
-
-    def row(text: str, cell: Callable[[Mapping[str, Any]], str]) -> Row:
-        return [text, *(cell(one) if one else "" for one in counted.values())]
-
-    if not any(counted.values()):
+    counted = [one.get("translator", {}) for one in subjects.values()]
+    if not any(counted):
         return []
-    return _section("translator", [
-        row("  seconds", lambda one: f"{one['seconds']:.3f} ({one['share']:.0%})"),
-        *(row(f"  {text}", lambda one, key=key: _count(one[key])) for text, key in (
-            ("instructions scanned", "instructions_scanned"), ("blocks scanned", "block_scanned"),
-            ("sites", "sites"), ("stubs installed", "stub_installed"),
-            ("stubs taken back", "stub_taken_back"))),
-    ])
+    seconds = ["  seconds", *(f"{one['seconds']:.3f} ({one['share']:.0%})" if one else ""
+                              for one in counted)]
+    return _section("translator", [seconds, *(
+        [f"  {text}", *(_count(one[key]) if one else "" for one in counted)]
+        for text, key in _WORK)])
 
 
 def _count(value: int) -> str:

@@ -227,6 +227,10 @@ cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
     if in_window(vm, gva) and not user:
         if window_wins(vm, gva, &found):
             entry.paddr = PA_WINDOW + window_offset(vm, gva)
+            if vm.xen != NULL:
+                # No page and no stubs there, only the CPU's descriptor table.
+                entry.perms = UC_PROT_READ
+                return access == ACCESS_READ or refuse(vm, gva, access)
             entry.perms = UC_PROT_READ | UC_PROT_WRITE
             if window_offset(vm, gva) >= WINDOW_STUBS:
                 entry.perms = UC_PROT_EXEC
@@ -243,6 +247,9 @@ cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
     if not fill_page(vm, &found, access, entry):
         vm.fill_refused = 1
         return False
+    if vm.xen != NULL:
+        # No global pages, but the upper half is the same in all roots (xen_pages.pxi looks).
+        found.is_global = gva >> 47 != 0
     if not found.is_global:     # after fill_page, which may flush
         if vm.n_locals < MAX_LOCALS:
             vm.locals[vm.n_locals] = gva

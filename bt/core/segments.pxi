@@ -233,6 +233,9 @@ cdef void set_cpl(Vm *vm, int cpl, uint64_t flags) noexcept nogil:
     vm.env.segs[R_SS].selector = (vm.env.segs[R_SS].selector & 0xfffc) | real
     update_hflags(vm)
     set_flags(vm, flags)
+    if vm.xen != NULL:
+        # The kernel's own flat segments are real for it: IRETQ to the same ring needs no exit.
+        vm.env.gdt.limit = XEN_GDT_LIMIT if cpl == 0 else 0
     vm.page[PG_CS] = (vm.env.segs[R_CS].selector & 0xfffc) | cpl
     vm.page[PG_SS] = (vm.env.segs[R_SS].selector & 0xfffc) | cpl
 

@@ -497,6 +497,7 @@ cdef class Vcpu:
         for seg in (R_DS, R_ES, R_FS, R_GS):
             segment_null(vm, seg, 0)
         update_features(vm)
+        xen_make_gdt(vm)
         set_cpl(vm, 0, FL_IF | 2)
         x.kernel_sp = entry.rsp
         x.kernel_root = entry.cr3 >> 12

@@ -39,6 +39,18 @@ cdef enum:
 cdef uint32_t FLAT_KERNEL_CS64 = 0xe033
 cdef uint32_t FLAT_KERNEL_SS = 0xe02b
 cdef uint32_t XEN_GDT_FIRST = 0xe000    # selectors from here on are Xen's own
+cdef uint32_t XEN_GDT_LIMIT = 0xe03f
+cdef uint64_t XEN_GDT_OFFSET = 0x10000  # of the CPU's descriptor table, in the window
+
+cdef void xen_make_gdt(Vm *vm) noexcept nogil:
+    """The CPU's descriptor table while the guest's kernel runs: its flat segments, at real CPL 1.
+
+    Everything else in it is zero, so loading any other selector still faults and comes to us.
+    """
+    cdef uint64_t *table = <uint64_t *>(vm.window + XEN_GDT_OFFSET)
+    table[0xe028 >> 3] = <uint64_t>0x00cfb3000000ffff
+    table[0xe030 >> 3] = <uint64_t>0x00afbb000000ffff
+    vm.env.gdt.base = WINDOW + XEN_GDT_OFFSET
 
 cdef struct Trap:
     uint64_t address

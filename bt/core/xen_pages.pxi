@@ -257,7 +257,11 @@ cdef int64_t new_base(Vm *vm, uint64_t mfn, bint user) noexcept nogil:
     else:
         x.kernel_root = mfn
         vm.cr3 = mfn << 12
-    flush_tlb(vm)
+    if old and memcmp(frame_entries(vm, old) + XEN_SLOT_FIRST,
+                      frame_entries(vm, mfn) + XEN_SLOT_FIRST, XEN_SLOT_FIRST * 8) == 0:
+        flush_locals(vm)        # the same upper half: its translations stay true
+    else:
+        flush_tlb(vm)
     if old:
         type_put(vm, old)
     return 0

@@ -57,7 +57,13 @@ class Stats:
 
     @property
     def hypercalls(self) -> dict[str, int]:
-        """Hypercalls of our own interface, by name; "unknown" counts numbers that are none."""
+        """Hypercalls by name, Xen's or our own; "unknown" counts numbers that are none."""
+        calls, table_writes, upcalls = self.vcpu.xen_counters()
+        if any(calls):
+            from bt.xen.abi import HYPERCALLS as XEN
+            named = {XEN.get(i, f"number {i}"): n for i, n in enumerate(calls) if n}
+            return named | {"(page-table stores emulated)": table_writes,
+                            "(event upcalls)": upcalls}
         if not ENGINES[self.engine].paravirtual:
             return {}
         counts = self.vcpu.hypercalls()
