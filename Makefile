@@ -21,10 +21,9 @@ SOURCES := pyproject.toml setup.py LICENSE $(shell find bt translator guests -ty
 linux: $(VENV)/ring1
 	$(BIN)/bt run linux
 
-# Without the folder of the tests' caller on Python's path, it is the installed package they test.
 test: $(VENV)/ring1-test
 	$(BIN)/ruff check .
-	PYTHONSAFEPATH=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
@@ -36,9 +35,10 @@ $(VENV)/ring1: $(SOURCES) $(BIN)/python
 	$(BIN)/python -m pip install --quiet .
 	touch $@
 
+# In place, so that the tests find the package from wherever they start a process.
+# tests/test_package.py is about the installed one.
 $(VENV)/ring1-test: $(SOURCES) $(BIN)/python
-	rm -rf build/lib.* build/bdist.*
-	$(BIN)/python -m pip install --quiet '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $(VENV)/ring1 $@
 
 # Three things to ask of the machine: a compiler, Python's headers and Python's venv with its pip.

@@ -48,10 +48,11 @@ def debian(fetched):
 
 @pytest.fixture
 def bt(debian):
-    """``bt(*arguments, input=...)``: run the command to its end. Without input, stdin is empty."""
+    """``bt(*arguments, input=...)``: run the command to its end. Without input, stdin is /dev/null."""
 
-    def run(*arguments: str, input: bytes = b"") -> Result:
-        done = subprocess.run(bt_command(*arguments), input=input, capture_output=True,
+    def run(*arguments: str, input: bytes | None = None) -> Result:
+        stdin = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
+        done = subprocess.run(bt_command(*arguments), **stdin, capture_output=True,
                               timeout=PATIENCE, cwd=ROOT)
         return Result(done.returncode, done.stdout.decode("utf-8", "replace"),
                       done.stderr.decode("utf-8", "replace"))

@@ -27,7 +27,8 @@ def test_status_and_output_of_a_command(bt):
 def test_much_output_arrives_whole(bt):
     result = bt("run", "linux", "--", "seq", "200000")
     assert result.status == 0
-    assert result.out == "".join(f"{i}\n" for i in range(1, 200_001))
+    whole = "".join(f"{i}\n" for i in range(1, 200_001))
+    assert (len(result.out), result.out == whole) == (len(whole), True)
 
 
 def test_input_reaches_the_command(bt):
@@ -104,7 +105,9 @@ def test_deterministic_runs_repeat(bt, tmp_path):
         # how often it asks again for a translation it has dropped is not the guest's doing.
         counts[-1]["exits"]["memory"].pop("translation")
     assert runs[0].status == 0 and "Linux version" in runs[0].out
-    assert runs[0] == runs[1]
+    lines = [run.out.splitlines() for run in runs]
+    assert [pair for pair in zip(*lines, strict=False) if pair[0] != pair[1]][:3] == []
+    assert len(lines[0]) == len(lines[1])
     assert counts[0]["exits"] == counts[1]["exits"]
     assert counts[0]["virtual_s"] == counts[1]["virtual_s"]
 
