@@ -48,7 +48,7 @@ def debian(fetched):
 
 @pytest.fixture
 def bt(debian):
-    """``bt(*arguments, input=...)``: run the command to its end. stdin is /dev/null or ``input``."""
+    """``bt(*arguments, input=...)``: run it to its end. stdin is /dev/null or ``input``."""
 
     def run(*arguments: str, input: bytes | None = None) -> Result:
         stdin = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
