@@ -73,8 +73,7 @@ class XenDomainState:
         self.grants = Grants(core, guest, domain.frames)
         self.physdev = PhysDev(guest)
         self.version = Version(guest)
-        #: Calls by hypercall name, and those we do not have by name and sub-operation.
-        self.calls: Counter[str] = Counter()
+        #: Calls that we do not have, by hypercall name and sub-operation.
         self.refused: Counter[str] = Counter()
         self._table: dict[int, Callable[..., int]] = {
             12: self.memory.memory_op,
@@ -105,22 +104,21 @@ class XenDomainState:
         Nothing that a guest passes raises. One that we do not have gives -ENOSYS.
         """
         number &= 0xFFFF_FFFF       # the hypercall number is EAX
-        name = abi.HYPERCALLS.get(number, "unknown")
-        self.calls[name] += 1
         handler = self._table.get(number)
         if handler is None:
-            return self._refuse(name, a1)
+            return self._refuse(number, a1)
         # A sub-operation is an unsigned int; only set_timer_op has 64 bits there.
         first = a1 & (_MASK if number == _SET_TIMER_OP else 0xFFFF_FFFF)
         try:
             result = handler(first, a2 & _MASK, a3 & _MASK, a4 & _MASK, a5 & _MASK)
         except XenError as error:
             if error.errno == abi.XEN_ENOSYS:
-                return self._refuse(name, a1)
+                return self._refuse(number, a1)
             return -error.errno
         return (result & _MASK) - ((result & _SIGN) << 1)
 
-    def _refuse(self, name: str, operation: int) -> int:
+    def _refuse(self, number: int, operation: int) -> int:
+        name = abi.HYPERCALLS.get(number, "unknown")
         # Only small numbers are told apart, so that a guest cannot fill our memory with them.
         self.refused[f"{name} {operation}" if operation < 64 else name] += 1
         return -abi.XEN_ENOSYS
