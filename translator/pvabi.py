@@ -19,7 +19,7 @@ HYPERCALL_SLOT = 32                     # bytes of the hypercall page for each h
 
 #: The window: the vCPU page, then (in the VMM's memory) the stubs of a patched kernel. In 32-bit
 #: code it is at the low half of the same address.
-WINDOW = 0xFFFF_FFFF_FFE0_0000
+WINDOW = 0xFFFF_FFFF_FFE5_7000
 WINDOW32 = WINDOW & 0xFFFF_FFFF
 STUBS_OFFSET = 0x1000
 STUBS_ROOM = 0x3F000

@@ -4,7 +4,7 @@
 ; it holds the note that declares the interface. Like the instructions, these keep every register
 ; but those that the comments in priv.s give away.
 
-.equ VCPU, -0x200000            ; 32-bit code reaches it at the low half of the same address
+.equ VCPU, -0x1a9000            ; 32-bit code reaches it at the low half of the same address
 .equ VCPU_IF, VCPU + 0x00
 .equ VCPU_SAVE0, VCPU + 0x10
 .equ VCPU_CR2, VCPU + 0x50
