@@ -61,7 +61,7 @@ def _section(title: str, rows: Iterable[Row]) -> list[Row]:
 def _nano(subjects: Mapping[str, Result]) -> list[Row]:
     """ns an operation, and how many times native."""
     measured = _measured(subjects)
-    names = next((one["ns"] for one in measured.values() if one["ns"]), {})
+    names: Mapping[str, float] = next((one["ns"] for one in measured.values() if one["ns"]), {})
     native = measured.get(NATIVE, {}).get("ns", {})
 
     def row(operation: str) -> Row:
