@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""`bt compare`: what it accepts, how it reads guests, what its table, JSON and chart hold.
+
+No test here looks at how long anything took.
+"""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+
+import pytest
+
+import guests
+from bt.cli import main as cli
+from bt.compare import chart, native, runner, table, workloads
+from bt.compare.workloads import WorkloadFailed
+from bt.errors import InputError
+
+TRANSLATOR = {"seconds": 0.25, "share": 0.1, "instructions_scanned": 1234567, "sites": 44,
+              "block_scanned": 143, "stub_installed": 3, "stub_taken_back": 0}
+
+
+def engine(ns, *, wall=1.5, guest=None, hypercalls=None):
+    return {"wall_s": wall, "wall_runs_s": [wall], "guest_s": guest, "guest_runs_s": [],
+            "ns": ns, "exits": {"control": {"CLI": 2, "IRET": 70000}, "memory": {"TLB flush": 4}},
+            "hypercalls": hypercalls or {}, "translator": TRANSLATOR}
+
+
+def results(engines, native_ns=None, workload="nano"):
+    return {"workload": workload, "what": "a <test>", "runs": 1, "native": native_ns,
+            "machine": {"cpu": "a CPU", "cores": 2, "load": 0.5, "python": "3.11"},
+            "engines": engines}
+
+
+NANO = results({"trap": {"error": "the guest died: an endless fault loop at address 0x1000"},
+                "bt": engine({"syscall": 126.0, "ptemod": 0.5}),
+                "pv": engine({"syscall": 63.0, "ptemod": 0.5}, hypercalls={"iret": 9})},
+               {"ns": {"syscall": 42.0, "ptemod": 1.0}})
+
+
+def rows(text):
+    """{title: cells} of a table; the cells of an engine that has nothing are left out."""
+    found = {}
+    for line in text.splitlines():
+        if cells := [cell.strip() for cell in line.replace("  ", "\0").split("\0") if cell]:
+            found[cells[0]] = cells[1:]
+    return found
+
+
+# The command line ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["bogus"], "no workload 'bogus': one of nano, syscall"),
+    (["--engines", "foo"], "no engine 'foo'"),
+    (["--engines", "bt,,pv"], "no engine ''"),
+    (["--engines", "bt,bt"], "named twice"),
+    (["--runs", "0"], "not a number"),
+    (["--runs", "٣"], "not a number"),
+    (["--count", "-1"], "--count"),
+    (["nano", "--count", "3"], "8 to 10000000"),
+    (["gzip", "--count", "3"], "nothing to count"),
+    (["--chart", "x.png"], "SVG"),
+    (["--chart", "/no/such/folder/x.svg"], "no folder"),
+    (["--", "true"], "takes no command"),
+])
+def test_bad_input_is_one_line_and_status_2(capsys, monkeypatch, arguments, says):
+    monkeypatch.setattr(runner, "compare", lambda *_: pytest.fail("it was run"))
+    assert cli.main(["compare", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert says in err and err.count("\n") == 1
+
+
+def test_engines_and_runs_reach_the_runner(capsys, monkeypatch):
+    seen = []
+
+    def fake(workload, engines, runs, progress):
+        seen.append((workload.name, engines, runs))
+        return NANO
+
+    monkeypatch.setattr(runner, "compare", fake)
+    assert cli.main(["compare", "divzero", "--engines", "pv,bt", "--runs", "7", "--json"]) == 0
+    assert seen == [("divzero", ["pv", "bt"], 7)]
+    assert json.loads(capsys.readouterr().out) == NANO
+
+
+def test_chart_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(runner, "compare", lambda *_: NANO)
+    path = tmp_path / "c.svg"
+    assert cli.main(["compare", "--chart", str(path)]) == 0
+    assert ET.parse(path).getroot().tag.endswith("svg")
+
+
+# Workloads ----------------------------------------------------------------------------------------
+
+
+def test_every_name_is_a_workload():
+    for name in workloads.names():
+        assert workloads.get(name).name == name
+    with pytest.raises(InputError):
+        workloads.get("")
+
+
+def test_the_seven_of_the_paper():
+    assert workloads.NANO == ("syscall", "in", "cr8wr", "callret", "pgfault", "divzero", "ptemod")
+
+
+def test_a_paravirtual_engine_gets_the_paravirtual_build():
+    nano = workloads.get("in", 800)
+    assert nano.arguments("bt") == ["nano", "--append", "in 800"]
+    assert nano.arguments("pv") == ["nano-pv", "--append", "in 800"]
+    assert workloads.get("boot").arguments("pv") == ["linux", "--", "true"]
+
+
+def test_forkwait_counts():
+    assert "-lt 123 ]" in workloads.get("forkwait", 123).arguments("bt")[-1]
+
+
+def test_the_fastest_pass_counts():
+    text = "in 100 900\nin 100 500\nin 100 700\nnoise\nsyscall 10 20\n"
+    assert workloads.read_nano(text, ("syscall", "in")) == {"syscall": 2.0, "in": 5.0}
+
+
+@pytest.mark.parametrize("text", ["", "in 0 5\n", "in x 5\n", "syscall 8 8\n"])
+def test_no_nano_result(text):
+    with pytest.raises(WorkloadFailed):
+        workloads.read_nano(text, ("in",))
+
+
+def test_the_guests_clock():
+    reading = workloads.read_clock("noise\nclock 100.25 101.50\n")
+    assert reading.guest_s == pytest.approx(1.25)
+    for text in ("", "clock 1\n", "clock a b\n"):
+        with pytest.raises(WorkloadFailed):
+            workloads.read_clock(text)
+
+
+# The runner ---------------------------------------------------------------------------------------
+
+
+def fake_run(log, fails=()):
+    def run(workload, engine):
+        log.append(engine)
+        if engine in fails:
+            raise WorkloadFailed("it will not")
+        stats = {"exits": {"control": {}, "memory": {}}, "hypercalls": {}, "translator": TRANSLATOR}
+        return runner.Run(float(len(log)), stats, workloads.Reading())
+    return run
+
+
+def test_engines_take_turns_and_the_warm_up_does_not_count(monkeypatch):
+    log = []
+    monkeypatch.setattr(runner, "run_once", fake_run(log))
+    found = runner.compare(workloads.get("boot"), ["bt", "pv"], 2)
+    assert log == ["bt", "pv"] * 3
+    assert found["engines"]["bt"]["wall_runs_s"] == [3.0, 5.0]
+    assert found["engines"]["pv"]["wall_s"] == 5.0
+    assert found["native"] is None
+
+
+def test_an_engine_that_cannot_is_asked_once(monkeypatch):
+    log = []
+    monkeypatch.setattr(runner, "run_once", fake_run(log, fails=["trap"]))
+    found = runner.compare(workloads.get("boot"), ["trap", "bt", "unborn"], 1)
+    assert log == ["trap", "bt", "bt"]
+    assert found["engines"]["trap"] == {"error": "it will not"}
+    assert found["engines"]["unborn"] == {"error": "not available yet"}
+
+
+# Table and chart ----------------------------------------------------------------------------------
+
+
+def test_table():
+    found = rows(table.render(NANO))
+    assert found["nano"] == ["native", "trap", "bt", "pv"]
+    assert found["syscall"] == ["42.0", "126.0 (3.0x)", "63.0 (1.5x)"]
+    assert found["ptemod"] == ["1.0", "0.5 (0.50x)", "0.5 (0.50x)"]
+    assert found["start of bt to its end"] == ["1.500", "1.500"]
+    assert found["IRET"] == ["70 000", "70 000"]
+    assert found["iret"] == ["-", "9"]
+    assert found["instructions scanned"] == ["1 234 567"] * 2
+    assert found["seconds"] == ["0.250 (10%)"] * 2
+    reason = " ".join(line.split("cannot")[-1].strip()
+                      for line in table.render(NANO).splitlines()[5:9])
+    assert "the guest died: an endless fault loop at address 0x1000" in reason
+
+
+def test_table_of_nothing_but_reasons():
+    text = table.render(results({"trap": {"error": "no"}, "pv": {"error": "not available yet"}}))
+    assert rows(text)["cannot"] == ["no", "not available yet"]
+
+
+def test_table_says_seconds_by_the_guests_clock():
+    text = table.render(results({"bt": engine({}, guest=0.125)}, workload="gzip"))
+    assert rows(text)["workload, guest's clock"] == ["0.125"]
+    assert "ns an operation" not in text
+
+
+def bars(svg):
+    """The titles of the bars."""
+    root = ET.fromstring(svg)
+    return [e.text for e in root.iter("{http://www.w3.org/2000/svg}title")]
+
+
+def heights(svg):
+    root = ET.fromstring(svg)
+    return [float(e.get("height")) for e in root.iter("{http://www.w3.org/2000/svg}rect")
+            if len(e)]
+
+
+def test_chart_of_nano():
+    svg = chart.render(NANO)
+    assert bars(svg) == ["syscall, native: 42", "syscall, bt: 126", "syscall, pv: 63",
+                         "ptemod, native: 1", "ptemod, bt: 0.5", "ptemod, pv: 0.5"]
+    native_syscall, bt_syscall, pv_syscall, *_ = heights(svg)
+    assert native_syscall < pv_syscall < bt_syscall
+
+
+def test_chart_of_seconds_starts_at_zero():
+    both = results({"bt": engine({}, wall=2.0), "pv": engine({}, wall=1.0)}, workload="boot")
+    two, one = heights(chart.render(both))
+    assert two == pytest.approx(2 * one, abs=0.2)
+
+
+@pytest.mark.parametrize("engines", [{}, {"bt": {"error": "no"}}])
+def test_chart_of_nothing_is_a_chart(engines):
+    assert bars(chart.render(results(engines))) == []
+
+
+@pytest.mark.parametrize("value", [0.001, 1.0, 9.99, 10.0, 123456.0])
+def test_chart_holds_any_value(value):
+    assert all(0 <= height <= 420 for height in heights(
+        chart.render(results({"bt": engine({"in": value})}, {"ns": {"in": 1.0}}))))
+    assert all(0 <= height <= 420 for height in heights(
+        chart.render(results({"bt": engine({}, wall=value)}))))
+
+
+# The guest ----------------------------------------------------------------------------------------
+
+
+def run_nano(name, cmdline, **options):
+    from bt.machine.machine import Machine
+
+    output = bytearray()
+    machine = Machine(ram_bytes=32 << 20, console=output.extend, **options)
+    machine.load(guests.image(name), cmdline=cmdline)
+    outcome = machine.run(timeout=60)
+    return output.decode(), outcome, machine.stats
+
+
+@pytest.mark.parametrize("name, engine", [("nano", "bt"), ("nano", "trap"), ("nano-pv", "pv")])
+def test_nano_runs_all_seven_under_every_engine(name, engine):
+    output, outcome, _ = run_nano(name, "800", engine=engine)
+    assert (outcome.kind, outcome.status) == ("powered-off", 0)
+    lines = [line.split() for line in output.splitlines()]
+    assert [line[0] for line in lines[::8]] == list(workloads.NANO)
+    assert all(len(line) == 3 and line[1] == "800" and int(line[2]) > 0 for line in lines)
+    assert len(lines) == 8 * 7
+
+
+def test_nano_repeats_itself():
+    first, second = (run_nano("nano", "80", engine="bt", deterministic=True)[0] for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize("cmdline, chosen", [
+    ("in", ["in"]), ("/boot/nano.elf  ptemod 80 syscall", ["syscall", "ptemod"]),
+    ("inn 800x callre", list(workloads.NANO)), ("pteflush", ["pteflush"]), ("7 in", ["in"]),
+])
+def test_nano_chooses_by_its_command_line(cmdline, chosen):
+    output, _, _ = run_nano("nano", cmdline, engine="bt")
+    assert list(dict.fromkeys(line.split()[0] for line in output.splitlines())) == chosen
+
+
+def test_nano_does_what_it_says():
+    """The exits that an operation makes, as often as it is done (8 passes)."""
+    for name, unit, reason in (("in", "control", "IN"), ("cr8wr", "control", "MOV_TO_CR"),
+                               ("syscall", "control", "SYSCALL"),
+                               ("divzero", "control", "exception #DE"),
+                               ("pgfault", "memory", "page fault injected"),
+                               ("pteflush", "memory", "page invalidation")):
+        _, _, stats = run_nano("nano", f"{name} 800", engine="bt")
+        assert 6400 <= stats.exits[unit][reason] < 6400 + 1500, name
+    _, _, stats = run_nano("nano-pv", "cr8wr 800", engine="pv")
+    assert stats.hypercalls["write_cr"] >= 6400
+
+
+def test_nano_in_ring_0_on_plain_unicorn():
+    output = native.run(guests.image("nano"), "800")
+    assert set(workloads.read_nano(output, workloads.NANO)) == set(workloads.NANO)
+    assert {line.split()[1] for line in output.splitlines()} == {"800"}
+    assert native.ns_per_tick() > 0
