@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``bt patch``."""
     parser.add_argument("kernel", type=Path, metavar="KERNEL", help="an ELF file, 32- or 64-bit")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT")
-    parser.add_argument("--traps-only", action="store_true",
+    parser.add_argument("--traps", action="store_true",
                         help="move no instruction: a trap in place of each sensitive one")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
 
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     from translator.patcher import patch
 
     try:
-        patched, report = patch(data, stubs=not options.traps_only)
+        patched, report = patch(data, stubs=not options.traps)
     except ImageError as error:
         raise InputError(f"{name}: {error}") from None
     _write(options.output, patched)

@@ -39,8 +39,8 @@ def test_report_for_programs(tasks, tmp_path, capsys):
     assert not report["stripped"]
 
 
-def test_traps_only(tasks, tmp_path, capsys):
-    assert main(["patch", str(tasks), "-o", str(tmp_path / "out"), "--json", "--traps-only"]) == 0
+def test_traps(tasks, tmp_path, capsys):
+    assert main(["patch", str(tasks), "-o", str(tmp_path / "out"), "--json", "--traps"]) == 0
     counts = json.loads(capsys.readouterr().out)["counts"]
     assert counts["trap"] and not counts["inline"] and not counts["hypercall"]
 

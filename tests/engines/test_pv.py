@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import re
 import struct
+from pathlib import Path
 
 import pytest
 from fuzz_pv import survive
@@ -340,3 +342,11 @@ def test_many_random_hypercalls_do_no_harm():
         survive(seed)
 
 
+
+
+def test_the_document_has_every_hypercall():
+    text = (Path(__file__).parents[2] / "docs" / "pv-abi.md").read_text()
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \|", text, re.MULTILINE)
+    assert [(int(number), name) for number, name in rows] == list(enumerate(pvabi.HYPERCALLS))
+    for name in ("VIF", "PENDING", "KGSBASE", "VIOPL"):
+        assert f"| {getattr(vcpupage, name):#04x} | `{name}` |" in text
