@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--runs", type=count, default=3, metavar="N", help="runs of each that count (default: 3)")
     add("--count", type=count, metavar="N",
         help="forkwait: forks (default: 2000); nano: operations in a pass (default: 16384)")
+    add("--patched", action="store_true",
+        help="nano, tasks: under pv the native build after bt patch, not the one built for pv")
     add("--json", action="store_true", help="print one JSON object for programs")
     add("--chart", type=Path, metavar="FILE.svg", help="write a bar chart too")
 
@@ -58,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("bt compare takes no command: its workloads have their own")
     from bt.compare import chart, runner, table, workloads
 
-    workload = workloads.get(options.workload, options.count)
+    workload = workloads.get(options.workload, options.count, patched=options.patched)
     if options.chart is not None:
         _check_chart(options.chart)
     results = runner.compare(workload, options.engines, options.runs, _progress)

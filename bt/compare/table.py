@@ -92,7 +92,10 @@ def _times(subjects: Mapping[str, Result]) -> list[Row]:
 
 def _counts(title: str, subjects: Mapping[str, Result],
             pick: Callable[[Result], Mapping[str, int]]) -> list[Row]:
-    """A row a name, the most frequent first; a total when there is more than one."""
+    """A row a name, the most frequent first; a total when there is more than one.
+
+    A name in brackets is a remark that is no part of the total.
+    """
     counts = {name: pick(one) for name, one in _measured(subjects).items() if name != NATIVE}
     reasons = {reason for one in counts.values() for reason in one}
     order = sorted(reasons, key=lambda reason: (-max(
@@ -105,7 +108,8 @@ def _counts(title: str, subjects: Mapping[str, Result],
     rows = [row(reason, {name: one.get(reason, 0) for name, one in counts.items()})
             for reason in order]
     if len(rows) > 1:
-        rows.insert(0, row("all", {name: sum(one.values()) for name, one in counts.items()}))
+        rows.insert(0, row("all", {name: sum(n for reason, n in one.items() if reason[0] != "(")
+                                   for name, one in counts.items()}))
     return _section(title, rows)
 
 

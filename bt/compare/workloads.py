@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from bt.engines import ENGINES
 from bt.errors import BtError, InputError
@@ -16,6 +17,7 @@ NANO_EXTRA = ("pteflush",)
 #: Forks of forkwait unless --count says otherwise. The paper's 40000 would take minutes here.
 FORKS = 2000
 
+_PATCHED = "; pv runs the native build after `bt patch`"
 _PREPARE_GZIP = "cat /bin/busybox /bin/busybox /bin/busybox | head -c 4194304 >/tmp/4m"
 
 
@@ -54,15 +56,19 @@ def names() -> list[str]:
     return ["nano", *NANO, *NANO_EXTRA, "forkwait", "boot", "gzip", "tasks"]
 
 
-def get(name: str, count: int | None = None) -> Workload:
+def get(name: str, count: int | None = None, *, patched: bool = False) -> Workload:
     """The workload called ``name``. Raises InputError.
 
-    count: forks of forkwait, or operations in a pass of nano; other workloads have none.
+    count: forks of forkwait, or operations in a pass of nano; other workloads have none. patched:
+    a paravirtual engine gets the native build after `bt patch`, not the one built for it (nano and
+    tasks only).
     """
     if name not in names():
         raise InputError(f"no workload {name!r}: one of {', '.join(names())}")
     if name == "nano" or name in NANO or name in NANO_EXTRA:
-        return _nano(name, count)
+        return _nano(name, count, patched)
+    if patched and name != "tasks":
+        raise InputError(f"--patched goes with nano and tasks, not with {name}")
     if name == "forkwait":
         return _forkwait(FORKS if count is None else count)
     if count is not None:
@@ -74,10 +80,11 @@ def get(name: str, count: int | None = None) -> Workload:
         script = f"{_PREPARE_GZIP}; {_timed('gzip -c /tmp/4m >/dev/null')}"
         return Workload(name, "gzip of 4 MB in Linux", _linux("sh", "-c", script), read_clock,
                         warm_up=True)
-    return Workload(name, "guests/tasks: four user tasks, preempted", _sample("tasks"), _read_tasks)
+    return Workload(name, "guests/tasks: four user tasks, preempted" + _PATCHED * patched,
+                    _sample("tasks", patched), _read_tasks)
 
 
-def _nano(name: str, count: int | None) -> Workload:
+def _nano(name: str, count: int | None, patched: bool) -> Workload:
     words = [] if name == "nano" else [name]
     if count is not None:
         if not 8 <= count <= 10_000_000:
@@ -86,7 +93,8 @@ def _nano(name: str, count: int | None) -> Workload:
     wanted = NANO if name == "nano" else (name,)
     cmdline = " ".join(words)
     what = "the nanobenchmarks of Adams and Agesen" if name == "nano" else f"nano: {name}"
-    return Workload(name, what, _sample("nano", "--append", cmdline),
+    return Workload(name, what + _PATCHED * patched,
+                    _sample("nano", patched, "--append", cmdline),
                     lambda output: Reading(ticks=read_nano(output, wanted)), nano=cmdline)
 
 
@@ -96,9 +104,24 @@ def _forkwait(count: int) -> Workload:
                     _linux("sh", "-c", _timed(loop)), read_clock, warm_up=True)
 
 
-def _sample(name: str, *options: str) -> Callable[[str], list[str]]:
+def _sample(name: str, patched: bool, *options: str) -> Callable[[str], list[str]]:
     """A guest of guests/ with a paravirtual build beside the native one."""
-    return lambda engine: [f"{name}-pv" if ENGINES[engine].paravirtual else name, *options]
+    paravirtual = str(_patch(name)) if patched else f"{name}-pv"
+    return lambda engine: [paravirtual if ENGINES[engine].paravirtual else name, *options]
+
+
+def _patch(name: str) -> Path:
+    """The native build of a guest, patched anew: the patcher is part of what is compared."""
+    import guests
+    from translator.patcher import patch
+
+    image = guests.image(name)
+    target = image.with_name(f"{image.stem}-patched.elf")
+    try:
+        target.write_bytes(patch(image.read_bytes())[0])
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror}") from None
+    return target
 
 
 def _linux(*command: str) -> Callable[[str], list[str]]:

@@ -35,7 +35,7 @@ def results(engines, native_ns=None, workload="nano"):
 
 NANO = results({"trap": {"error": "the guest died: an endless fault loop at address 0x1000"},
                 "bt": engine({"syscall": 126.0, "ptemod": 0.5}),
-                "pv": engine({"syscall": 63.0, "ptemod": 0.5}, hypercalls={"iret": 9})},
+                "pv": engine({"syscall": 63.0, "ptemod": 0.5}, hypercalls={"iret": 9, "halt": 1, "(event upcalls)": 5})},
                {"ns": {"syscall": 42.0, "ptemod": 1.0}})
 
 
@@ -61,6 +61,7 @@ def rows(text):
     (["--count", "-1"], "--count"),
     (["nano", "--count", "3"], "8 to 10000000"),
     (["gzip", "--count", "3"], "nothing to count"),
+    (["boot", "--patched"], "goes with nano and tasks"),
     (["--chart", "x.png"], "SVG"),
     (["--chart", "/no/such/folder/x.svg"], "no folder"),
     (["--", "true"], "takes no command"),
@@ -112,6 +113,15 @@ def test_a_paravirtual_engine_gets_the_paravirtual_build():
     assert nano.arguments("bt") == ["nano", "--append", "in 800"]
     assert nano.arguments("pv") == ["nano-pv", "--append", "in 800"]
     assert workloads.get("boot").arguments("pv") == ["linux", "--", "true"]
+
+
+def test_a_patched_kernel_in_place_of_the_paravirtual_build():
+    for name in ("nano", "tasks"):
+        workload = workloads.get(name, patched=True)
+        assert workload.arguments("bt")[0] == name
+        path = workload.arguments("pv")[0]
+        assert path.endswith("-patched.elf") and guests.image(name).stem in path
+        assert "`bt patch`" in workload.what
 
 
 def test_forkwait_counts():
@@ -180,6 +190,7 @@ def test_table():
     assert found["start of bt to its end"] == ["1.500", "1.500"]
     assert found["IRET"] == ["70 000", "70 000"]
     assert found["iret"] == ["-", "9"]
+    assert rows(table.render(NANO).partition("hypercalls")[2])["all"] == ["-", "10"]
     assert found["instructions scanned"] == ["1 234 567"] * 2
     assert found["seconds"] == ["0.250 (10%)"] * 2
     reason = " ".join(line.split("cannot")[-1].strip()
