@@ -243,7 +243,10 @@ class _Session:
         else:
             self._awaits_ready = plan.announces_input
             if self._awaits_ready:
-                self.channels = {2: self._console_ready}
+                from bt.engines import ENGINES
+
+                one_console = ENGINES[options.engine].paravirtual
+                self.channels = {2: self._domain_console if one_console else self._console_ready}
         self._terminal = Terminal(
             self._feed,
             self._leave,
@@ -301,6 +304,14 @@ class _Session:
 
     def _console_ready(self, _: bytes) -> None:
         self._terminal.release()
+
+    def _domain_console(self, data: bytes) -> None:
+        """A Xen domain has one console: READY comes in the middle of what it shows."""
+        if self._awaits_ready and READY in data:
+            self._awaits_ready = False
+            self._terminal.release()
+            data = data.replace(READY, b"", 1)
+        self.console(data)
 
     def _feed(self, data: bytes) -> None:
         assert self._machine is not None
