@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"which, in the order of the columns (default: {_ENGINES})")
     add("--runs", type=count, default=3, metavar="N", help="runs of each that count (default: 3)")
     add("--count", type=count, metavar="N",
-        help="forkwait: forks (default: 2000); nano: operations in a pass (default: 16384)")
+        help="forkwait: forks (default: 1000); nano: operations in a pass (default: 4096)")
     add("--patched", action="store_true",
         help="nano, tasks: under pv the native build after bt patch, not the one built for pv")
     add("--json", action="store_true", help="print one JSON object for programs")

@@ -121,7 +121,7 @@ def _native(workload: Workload) -> dict[str, float]:
 def _baseline(taken: Sequence[dict[str, float]], error: str | None) -> dict[str, Any]:
     if error is not None:
         return {"error": error}
-    return {"ns": _medians(taken)}
+    return {"ns": _medians(taken), "ns_runs": list(taken)}
 
 
 def _medians(taken: Sequence[dict[str, float]]) -> dict[str, float]:
@@ -137,6 +137,7 @@ def _summary(runs: Sequence[Run]) -> dict[str, Any]:
         "wall_s": statistics.median(walls), "wall_runs_s": walls,
         "guest_s": statistics.median(guests) if guests else None, "guest_runs_s": guests,
         "ns": _medians([run.reading.ticks for run in runs]),
+        "ns_runs": [run.reading.ticks for run in runs],
         "exits": stats["exits"], "hypercalls": stats["hypercalls"],
         "translator": stats["translator"],
     }

@@ -15,7 +15,7 @@ NANO = ("syscall", "in", "cr8wr", "callret", "pgfault", "divzero", "ptemod")
 #: One more that guests/nano has, run by name only.
 NANO_EXTRA = ("pteflush",)
 #: Forks of forkwait unless --count says otherwise. The paper's 40000 would take minutes here.
-FORKS = 2000
+FORKS = 1000
 
 _PATCHED = "; pv runs the native build after `bt patch`"
 _PREPARE_GZIP = "cat /bin/busybox /bin/busybox /bin/busybox | head -c 4194304 >/tmp/4m"
