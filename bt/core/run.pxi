@@ -7,6 +7,10 @@ cdef enum:
 cdef void guest_fault(Vm *vm) noexcept nogil:
     """emu_start stopped because `on_fill` refused: raise the guest's page fault (or #GP)."""
     vm.rip = vm.env.eip
+    # A handler that itself faults at once executes nothing; its time must pass all the same.
+    vm.blocks += 1
+    if vm.blocks >= vm.block_deadline:
+        vm.kick = 1
     if not leave_stub(vm):
         # A fault where a stub has none: the guest took away memory its own stack is on.
         vm.stop = STOP_UNSUPPORTED
@@ -16,8 +20,7 @@ cdef void guest_fault(Vm *vm) noexcept nogil:
         vm.fault_gva = (<uint64_t *>(<char *>vm.uc + vm.invalid_addr))[0]
         if not vm.efer & EFER_LMA:
             vm.fault_gva &= <uint64_t>0xffffffff
-        if vm.fault_gva == vm.last_fault_gva and vm.env.eip == vm.last_fault_rip and \
-                vm.env.regs[RSP] == vm.last_fault_rsp:
+        if vm.fault_gva == vm.last_fault_gva and vm.env.eip == vm.last_fault_rip:
             vm.same_faults += 1
             if vm.same_faults > STUCK_AFTER:
                 vm.stop = STOP_STUCK
@@ -26,7 +29,6 @@ cdef void guest_fault(Vm *vm) noexcept nogil:
             vm.same_faults = 0
             vm.last_fault_gva = vm.fault_gva
             vm.last_fault_rip = vm.env.eip
-            vm.last_fault_rsp = vm.env.regs[RSP]
     if vm.xen != NULL and vm.cpl == 0 and vm.fault_vector == EX_PF and \
             vm.fault_error == PF_P | PF_W and xen_table_write(vm, vm.fault_gva):
         return

@@ -325,7 +325,6 @@ cdef struct Vm:
     # progress watch: the same fault at the same place again and again is a dead guest
     uint64_t last_fault_rip
     uint64_t last_fault_gva
-    uint64_t last_fault_rsp
     uint32_t same_faults
     # audit
     int audit

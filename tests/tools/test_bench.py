@@ -38,7 +38,8 @@ def test_run_gives_status_output_and_errors():
 def test_run_counts_the_childs_memory():
     small = _bench.run_timed(python("pass"))
     large = _bench.run_timed(python("b'x' * (300 << 20)"))
-    assert large.rss - small.rss > 150 * MB
+    # A child starts as a copy of this process, so small counts our own memory too.
+    assert large.rss > 300 * MB and small.rss < large.rss
 
 
 def test_run_has_no_input():
