@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bt.cli import options as values
-from bt.cli.stdin import END, READY, encode
+from bt.cli.stdin import END, READY, encode, for_hvc
 from bt.errors import EXIT_GUEST_DIED, EXIT_TIME_LIMIT, InputError
 from bt.machine.terminal import STATUS_INTERNAL, Terminal, has_input, write_all
 
@@ -230,6 +230,10 @@ class _Session:
     """
 
     def __init__(self, options: argparse.Namespace, plan: Plan) -> None:
+        from bt.engines import ENGINES
+
+        # A Xen domain has no serial ports: everything goes over its console.
+        self._one_console = ENGINES[options.engine].paravirtual
         self._has_command = options.command is not None
         self._verbose = options.verbose
         self._kept = bytearray()  # console not shown
@@ -243,10 +247,8 @@ class _Session:
         else:
             self._awaits_ready = plan.announces_input
             if self._awaits_ready:
-                from bt.engines import ENGINES
-
-                one_console = ENGINES[options.engine].paravirtual
-                self.channels = {2: self._domain_console if one_console else self._console_ready}
+                ready = self._domain_console if self._one_console else self._console_ready
+                self.channels = {2: ready}
         self._terminal = Terminal(
             self._feed,
             self._leave,
@@ -316,7 +318,8 @@ class _Session:
     def _feed(self, data: bytes) -> None:
         assert self._machine is not None
         if self._has_command:
-            self._machine.feed(encode(data), port=2)
+            coded = encode(data)
+            self._machine.feed(for_hvc(coded) if self._one_console else coded, port=2)
         else:
             self._machine.feed(data, port=1)
 
