@@ -354,6 +354,7 @@ cdef void publish_crs(Vm *vm) noexcept nogil:
 
 cdef bint write_cr0(Vm *vm, uint64_t value) noexcept nogil:
     cdef uint64_t old = vm.cr0
+    cdef int seg
     value = (value & <uint64_t>0xe005002f) | CR0_ET
     if (value & CR0_PG and not value & CR0_PE) or (value & CR0_NW and not value & CR0_CD):
         return False
@@ -367,6 +368,10 @@ cdef bint write_cr0(Vm *vm, uint64_t value) noexcept nogil:
             return False
         vm.efer &= ~EFER_LMA
     vm.cr0 = value
+    if (old ^ value) & CR0_PE:
+        # Entering protected mode, CS and SS keep their bases and get the real privilege level.
+        for seg in range(R_CS, R_SS + 1):
+            vm.env.segs[seg].selector = (vm.env.segs[seg].selector & 0xfffc) | (value & CR0_PE)
     if (old ^ value) & (CR0_PG | CR0_WP | CR0_PE):
         flush_tlb(vm)
         update_hflags(vm)
