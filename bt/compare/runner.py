@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -30,9 +31,13 @@ TIME_LIMIT_S = 300
 
 @dataclass(frozen=True)
 class Run:
-    """One run: seconds from the start of the process to its end, its counters, its own words."""
+    """One run: seconds from the start of the process to its end, its counters, its own words.
+
+    ``cpu_s``: processor seconds of the process, in it and in the kernel for it.
+    """
 
     wall_s: float
+    cpu_s: float
     stats: dict[str, Any]
     reading: Reading
 
@@ -47,15 +52,21 @@ def run_once(workload: Workload, engine: str) -> Run:
         stats = Path(folder, "stats")
         command = [sys.executable, "-P", "-m", "bt", "run", guest, "--engine", engine,
                    "--stats", str(stats), "--timeout", str(TIME_LIMIT_S), *rest[:at], *rest[at:]]
-        start = time.perf_counter()
+        used, start = _children_s(), time.perf_counter()
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False,
                               env=dict(os.environ, PYTHONPATH=path))
-        wall = time.perf_counter() - start
+        wall, used = time.perf_counter() - start, _children_s() - used
         if done.returncode != 0:
             raise WorkloadFailed(_reason(done.stderr.decode("utf-8", "replace"), engine)
                                  or f"ended with status {done.returncode}")
-        return Run(wall, json.loads(stats.read_text()),
+        return Run(wall, used, json.loads(stats.read_text()),
                    workload.read(done.stdout.decode("utf-8", "replace")))
+
+
+def _children_s() -> float:
+    """Processor seconds of all children that have been waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _reason(errors: str, engine: str) -> str:
@@ -130,11 +141,12 @@ def _medians(taken: Sequence[dict[str, float]]) -> dict[str, float]:
 
 def _summary(runs: Sequence[Run]) -> dict[str, Any]:
     """One engine's results. Its virtual TSC counts ns, so ticks are ns."""
-    walls = [run.wall_s for run in runs]
+    walls, cpus = [run.wall_s for run in runs], [run.cpu_s for run in runs]
     guests = [run.reading.guest_s for run in runs if run.reading.guest_s is not None]
     stats = runs[-1].stats
     return {
         "wall_s": statistics.median(walls), "wall_runs_s": walls,
+        "cpu_s": statistics.median(cpus), "cpu_runs_s": cpus,
         "guest_s": statistics.median(guests) if guests else None, "guest_runs_s": guests,
         "ns": _medians([run.reading.ticks for run in runs]),
         "ns_runs": [run.reading.ticks for run in runs],

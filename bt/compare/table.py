@@ -84,10 +84,11 @@ def _times(subjects: Mapping[str, Result]) -> list[Row]:
     def seconds(key: str) -> Callable[[str, Result], str]:
         return lambda name, one: "" if one.get(key) is None else f"{one[key]:.3f}"
 
-    rows = [_line("  start of bt to its end", subjects, seconds("wall_s"))]
+    rows = [_line("  start of bt to its end", subjects, seconds("wall_s")),
+            _line("  processor time of that", subjects, seconds("cpu_s"))]
     if any(one.get("guest_s") is not None for one in subjects.values()):
         rows.append(_line("  workload, guest's clock", subjects, seconds("guest_s")))
-    return _section("wall time, s", rows)
+    return _section("time, s", rows)
 
 
 def _counts(title: str, subjects: Mapping[str, Result],

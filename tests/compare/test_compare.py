@@ -22,7 +22,8 @@ TRANSLATOR = {"seconds": 0.25, "share": 0.1, "instructions_scanned": 1234567, "s
 
 
 def engine(ns, *, wall=1.5, guest=None, hypercalls=None):
-    return {"wall_s": wall, "wall_runs_s": [wall], "guest_s": guest, "guest_runs_s": [],
+    return {"wall_s": wall, "wall_runs_s": [wall], "cpu_s": 1.25, "cpu_runs_s": [1.25],
+            "guest_s": guest, "guest_runs_s": [],
             "ns": ns, "exits": {"control": {"CLI": 2, "IRET": 70000}, "memory": {"TLB flush": 4}},
             "hypercalls": hypercalls or {}, "translator": TRANSLATOR}
 
@@ -157,7 +158,7 @@ def fake_run(log, fails=()):
         if engine in fails:
             raise WorkloadFailed("it will not")
         stats = {"exits": {"control": {}, "memory": {}}, "hypercalls": {}, "translator": TRANSLATOR}
-        return runner.Run(float(len(log)), stats, workloads.Reading())
+        return runner.Run(float(len(log)), 0.5, stats, workloads.Reading())
     return run
 
 
@@ -168,6 +169,7 @@ def test_engines_take_turns_and_the_warm_up_does_not_count(monkeypatch):
     assert log == ["bt", "pv"] * 3
     assert found["engines"]["bt"]["wall_runs_s"] == [3.0, 5.0]
     assert found["engines"]["pv"]["wall_s"] == 5.0
+    assert found["engines"]["pv"]["cpu_s"] == 0.5
     assert found["native"] is None
 
 
@@ -189,6 +191,7 @@ def test_table():
     assert found["syscall"] == ["42.0", "126.0 (3.0x)", "63.0 (1.5x)"]
     assert found["ptemod"] == ["1.0", "0.5 (0.50x)", "0.5 (0.50x)"]
     assert found["start of bt to its end"] == ["1.500", "1.500"]
+    assert found["processor time of that"] == ["1.250", "1.250"]
     assert found["IRET"] == ["70 000", "70 000"]
     assert found["iret"] == ["-", "9"]
     assert rows(table.render(NANO).partition("hypercalls")[2])["all"] == ["-", "10"]
