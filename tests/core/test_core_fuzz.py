@@ -29,4 +29,4 @@ def test_hostile_guests() -> None:
 
 @pytest.mark.slow
 def test_more_hostile_guests() -> None:
-    run(100_000, 10_000, 1200)
+    run(100_000, 2_000, 1200)
