@@ -12,6 +12,7 @@
 
 cdef enum:
     PV_CALLS = 32               # more than there are
+    PV_MAX_STAYS = 64           # no stub of ours has so many blocks
     PV_PIECE = 4096             # bytes console_write takes at once
 
 cdef enum:
@@ -299,6 +300,17 @@ cdef void kick_again(Vm *vm) noexcept nogil:
         vm.block_deadline = vm.blocks + 1
     else:
         kicker_kick(<Kicker *>vm.kicker)
+
+cdef bint pv_leave_stub(Vm *vm, uint64_t gva) noexcept nogil:
+    """Whether the vCPU, at ``gva``, can be left. Stubs of a patched kernel have no points to leave
+    at: try again behind them. One that never ends is not from our patcher: it is left anywhere.
+    """
+    if vm.cpl == 3 or window_offset(vm, gva) >= WINDOW_SIZE or vm.pv.stays >= PV_MAX_STAYS:
+        vm.pv.stays = 0
+        return True
+    vm.pv.stays += 1
+    kick_again(vm)
+    return False
 
 cdef inline void pv_open(Vm *vm) noexcept nogil:
     """Deliver what waits, unless the vCPU stands in a stub: then as soon as it has left it."""

@@ -131,6 +131,7 @@ cdef struct Pv:                 # what a kernel with our own paravirtual interfa
     uint32_t trap_mask
     uint32_t iret               # numbers of the hypercalls that do not return
     uint32_t sysret
+    uint32_t stays              # times in a row that the vCPU was found inside a stub
     uint64_t calls[32]          # made, by number; the last one counts all that do not exist
 
 cdef struct Descriptor:         # a loaded system segment or descriptor-table register

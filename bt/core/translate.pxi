@@ -230,12 +230,12 @@ cdef bint leave_stub(Vm *vm) noexcept nogil:
     """
     cdef uint64_t gva = linear(vm, vm.env.eip)
     cdef Point *point
+    if vm.pv != NULL:
+        return pv_leave_stub(vm, gva)
     if not in_window(vm, gva) or vm.cpl == 3:
         return True
     point = stub_point(vm, gva)
     if point == NULL:
-        if vm.pv != NULL:
-            kick_again(vm)      # the stubs of a patched kernel have no points: try behind them
         return False
     if point.restore & 1:
         vm.env.regs[RCX] = vm.page[PG_SAVE0]
