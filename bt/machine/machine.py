@@ -116,7 +116,7 @@ class Machine:
         self._panic = PanicWatch()
         self._connect(console, dict(channels or {}))
         self.domain: XenDomainState | None = None
-        self.stats = Stats(self.vcpu, engine)
+        self.stats = Stats(self.vcpu, engine, deterministic)
         self._ended: Outcome | None = None
         self._running = False
         self._input: deque[tuple[int, bytes]] = deque()
