@@ -49,7 +49,8 @@ def ordinary_bytes(rng: random.Random) -> bytes:
         b"\x0f\x34", b"\x48\x8b\x06", b"\xf4", b"\xfb\xf4", b"\x8e\xd8", b"\x0f\x0b",
         b"\xb8" + rng.randbytes(4), b"\xb9" + rng.choice((0xC0000080, 0xC0000082, 0x10, 0x174,
                                                         0x277)).to_bytes(4, "little") + b"\x0f\x30",
-        b"\x48\xcf", b"\xcf", b"\x48\xcb", b"\x0f\xae" + rng.randbytes(1), b"\xd9" + rng.randbytes(1),
+        b"\x48\xcf", b"\xcf", b"\x48\xcb", b"\x0f\xae" + rng.randbytes(1),
+        b"\xd9" + rng.randbytes(1),
         b"\x0f" + rng.randbytes(3), rng.randbytes(4)))
 
 

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import pytest
+from bt.core.vcpu import VCPU_PAGE_ADDRESS, WINDOW_ADDRESS
 from micro import CTL, GP, PF, TSS, USER_STACK, Micro, P, U, W
 
-from bt.core.vcpu import VCPU_PAGE_ADDRESS, WINDOW_ADDRESS
 from translator import vcpupage
 
 RESULT = CTL + 32

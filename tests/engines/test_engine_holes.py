@@ -22,8 +22,8 @@ HOLES = {
     "POPF loses IF": ("cli\n pushfq\n or dword ptr [rsp], 0x200\n popfq\n pushfq\n pop r15\n"
                       "and r15d, 0x200\n cli", 0x200, 0),
     "PUSHF after POPF with IF clear": ("pushfq\n or dword ptr [rsp], 0x200\n popfq\n pushfq\n"
-                                       "and dword ptr [rsp], 0xfffffdff\n popfq\n pushfq\n pop r15\n"
-                                       "and r15d, 0x200", 0, 0),
+                                       "and dword ptr [rsp], 0xfffffdff\n popfq\n pushfq\n"
+                                       "pop r15\n and r15d, 0x200", 0, 0),
     "MOV from CS": ("xor r15d, r15d\n mov r15w, cs", 0x10, 0x11),
     "MOV from SS": ("xor r15d, r15d\n mov r15w, ss", 0x18, 0x19),
     "PUSHF shows IOPL": ("pushfq\n or dword ptr [rsp], 0x3000\n popfq\n pushfq\n pop r15\n"
