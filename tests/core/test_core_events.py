@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Event delivery against SDM vol. 3, chapter 6, and vol. 2 on what causes events."""
+"""Event delivery against SDM vol. 3, chapter 6, and against vol. 2 where instructions cause it."""
 
 from __future__ import annotations
 
