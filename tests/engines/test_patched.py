@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from pvkernel import PROTECTED, assemble, run, words
 
 import guests
+from bt.errors import InputError
 from guests.asm import elf32
+from translator import pvabi
+from translator.image import KernelImage
 from translator.patcher import patch
 
 
@@ -208,3 +213,36 @@ stubs:
         seen.append(words(machine, program, 6))
     assert seen[0] == seen[1]
     assert seen[0][0] in (13, 14)
+
+
+def test_damaged_patched_kernels_do_no_harm(tmp_path):
+    """Notes, trap table and stubs are input like any other: a clear error, or a run that ends."""
+    good = bytearray(patch(guests.image("hello").read_bytes())[0])
+    start = good.index(b"Ring1\0") - 12
+    rng = random.Random(7)
+    refused = ended = 0
+    for _ in range(60):
+        image = bytearray(good)
+        for _ in range(rng.choice((1, 4, 16))):
+            at = rng.randrange(start, len(image))
+            image[at] = rng.choice((0, 1, 0xCC, 0xFF, rng.getrandbits(8)))
+        try:
+            machine, outcome, _ = run(bytes(image), timeout=2, audit=True)
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            assert outcome.kind in ("powered-off", "halted", "reset", "died", "timeout")
+            assert machine.vcpu.audit_counters()[1] == 0
+            ended += 1
+    assert refused > 5 and ended > 5
+
+
+def test_a_stub_that_never_ends_can_be_stopped():
+    """No interrupt is delivered in a stub, but a hostile one must not keep the VMM waiting."""
+    image = bytearray(patch(guests.image("hello").read_bytes())[0])
+    stubs = next(s for s in KernelImage(bytes(image)).segments if s.kind == pvabi.PT_STUBS)
+    image[stubs.offset:stubs.offset + stubs.filesz] = \
+        (b"\xeb\xfe" * stubs.filesz)[:stubs.filesz]
+    _, outcome, _ = run(bytes(image), timeout=0.2)
+    assert outcome.kind == "timeout"
