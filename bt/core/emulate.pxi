@@ -356,6 +356,8 @@ cdef bint write_cr0(Vm *vm, uint64_t value) noexcept nogil:
     cdef uint64_t old = vm.cr0
     cdef int seg
     value = (value & <uint64_t>0xe005002f) | CR0_ET
+    if vm.xen != NULL and (value ^ old) & ~CR0_TS:
+        return False            # WP is what keeps the page tables read-only
     if (value & CR0_PG and not value & CR0_PE) or (value & CR0_NW and not value & CR0_CD):
         return False
     if value & CR0_PG and not old & CR0_PG:
@@ -495,7 +497,8 @@ cdef void do_lmsw(Vm *vm, Insn *insn) noexcept nogil:
         raise_pending(vm)
         return
     # LMSW can set PE but not clear it.
-    write_cr0(vm, (vm.cr0 & ~<uint64_t>0xe) | (value & 0xf))
+    if not write_cr0(vm, (vm.cr0 & ~<uint64_t>0xe) | (value & 0xf)):
+        raise_gp(vm, 0)
 
 cdef void do_clts(Vm *vm, Insn *insn) noexcept nogil:
     if kernel_only(vm):

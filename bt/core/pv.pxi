@@ -28,8 +28,11 @@ cdef inline bint window_wins(Vm *vm, uint64_t gva, Walk *found) noexcept nogil:
     """Whether the window, and not memory of the guest's, is at ``gva``.
 
     A kernel that declared our interface knows of the window. Only the low half of its address is
-    the guest's again in long mode, where 32-bit code runs for a few instructions at most.
+    the guest's again in long mode, where 32-bit code runs for a few instructions at most. A Xen
+    domain's window holds the descriptors that the CPU itself loads: never the guest's to give.
     """
+    if vm.xen != NULL:
+        return True
     if vm.pv != NULL and (gva >> 32 or not vm.efer & EFER_LMA):
         return True
     if walk(vm, gva, ACCESS_READ, False, found) != 0:

@@ -183,6 +183,9 @@ cdef void do_sysret(Vm *vm, Insn *insn) noexcept nogil:
         return
     if not kernel_only(vm):
         return
+    if vm.xen != NULL:
+        raise_gp(vm, 0)         # modes change by hypercall, which changes the page tables too
+        return
     flags = (env.regs[R11] & 0x3c7fd7) | 2
     if insn.opsize == 8:
         if not canonical(env.regs[RCX]):
@@ -203,7 +206,7 @@ cdef void do_sysenter(Vm *vm) noexcept nogil:
     cdef uint64_t flags = get_flags(vm)
     vm.exits[EXIT_SYSENTER] += 1
     vm.rip = env.eip
-    if not vm.cr0 & CR0_PE or vm.sysenter_cs & 0xfffc == 0:
+    if vm.xen != NULL or not vm.cr0 & CR0_PE or vm.sysenter_cs & 0xfffc == 0:
         raise_gp(vm, 0)
         return
     if vm.efer & EFER_LMA:
@@ -221,7 +224,7 @@ cdef void do_sysexit(Vm *vm, Insn *insn) noexcept nogil:
     cdef Env *env = vm.env
     cdef uint32_t cs = vm.sysenter_cs & 0xfffc
     cdef uint64_t flags
-    if cs == 0 or vm.cpl != 0 or not vm.cr0 & CR0_PE:
+    if vm.xen != NULL or cs == 0 or vm.cpl != 0 or not vm.cr0 & CR0_PE:
         raise_gp(vm, 0)
         return
     flags = get_flags(vm)

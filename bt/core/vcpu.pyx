@@ -171,8 +171,8 @@ cdef class Vcpu:
     cdef Py_buffer read_kind_buffer
     cdef Py_buffer write_kind_buffer
     cdef Py_buffer value_buffer
-    cdef object copies_map
-    cdef object window_map
+    cdef readonly object copies_map
+    cdef readonly object window_map
     cdef Py_buffer copies_buffer
     cdef Py_buffer window_buffer
     cdef object failure
@@ -556,6 +556,13 @@ cdef class Vcpu:
             return None
         return self.vm.xen.kind[mfn], self.vm.xen.count[mfn]
 
+    def xen_holders(self):
+        """What holds frames to a type by itself, for checks: (kernel root, user root, pinned frames,
+        frames of the GDT, GPA of vcpu_info); roots and frames are mfns, 0 for no root."""
+        cdef Xen *x = self.vm.xen
+        return (x.kernel_root, x.user_root, [m for m in range(x.nr_pages) if x.pinned[m]],
+                [x.gdt[i] for i in range(x.gdt_frames)], x.vcpu_info)
+
     def run(self, deadline_ns=None):
         """Run the guest until virtual time ``deadline_ns``, a kick, a HLT or its death.
 
@@ -776,7 +783,7 @@ cdef class Vcpu:
 
     @property
     def message(self):
-        """What went wrong, after UNSUPPORTED or CPU_ERROR."""
+        """What went wrong, after UNSUPPORTED, CPU_ERROR, or SHUTDOWN of a Xen domain."""
         if self.vm.uc_error:
             return uc_strerror(self.vm.uc_error).decode()
         return self.vm.message.decode() if self.vm.message != NULL else ""

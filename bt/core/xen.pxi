@@ -41,6 +41,9 @@ cdef uint32_t FLAT_KERNEL_SS = 0xe02b
 cdef uint32_t XEN_GDT_FIRST = 0xe000    # selectors from here on are Xen's own
 cdef uint32_t XEN_GDT_LIMIT = 0xe03f
 cdef uint64_t XEN_GDT_OFFSET = 0x10000  # of the CPU's descriptor table, in the window
+cdef uint64_t HYPERVISOR_END = 0xffff880000000000       # HYPERVISOR_VIRT_END
+# RFLAGS that a guest may choose: all that exist but IOPL, VM, VIF and VIP.
+cdef uint64_t XEN_FLAGS = 0x254fd5
 
 cdef void xen_make_gdt(Vm *vm) noexcept nogil:
     """The CPU's descriptor table while the guest's kernel runs: its flat segments, at real CPL 1.
@@ -76,10 +79,47 @@ cdef struct Xen:
     uint64_t calls[HC_COUNT]
     uint64_t table_writes
     uint64_t upcalls
+    int again                   # the hypercall was interrupted: made again, with these arguments
+    uint64_t next[4]
 
 cdef inline uint8_t *vcpu_info(Vm *vm) noexcept nogil:
     """vcpu_info: u8 upcall_pending, u8 upcall_mask, u64 pending_sel, {u64 cr2, ..} (public/xen.h)."""
     return vm.ram + vm.xen.vcpu_info
+
+cdef inline bint guest_range(uint64_t gva, uint64_t length) noexcept nogil:
+    """Whether a pointer of the guest's keeps out of Xen's part of the address space."""
+    cdef uint64_t last = gva + length - 1
+    return last >= gva and (last >> 47 == 0 or gva >= HYPERVISOR_END)
+
+cdef int copy_in(Vm *vm, uint64_t gva, void *out, int length) noexcept nogil:
+    """Read a hypercall's argument. 0, or -1: -EFAULT."""
+    return read_virt(vm, gva, out, length, False) if guest_range(gva, length) else -1
+
+cdef int copy_out(Vm *vm, uint64_t gva, const void *data, int length) noexcept nogil:
+    return write_virt(vm, gva, data, length, False) if guest_range(gva, length) else -1
+
+cdef bint preempted(Vm *vm, uint64_t done) noexcept nogil:
+    """Whether a hypercall that did ``done`` of its items must let the VMM look around.
+
+    A list can be as long as the address space (all of it may map one frame), so that a guest could
+    stay in here for years. Work done counts as time of the deterministic clock.
+    """
+    if done == 0:
+        return False
+    if done & 63 == 0:
+        vm.blocks += 1
+        if vm.blocks >= vm.block_deadline:
+            vm.kick = 1
+    return vm.kick != 0
+
+cdef int64_t again(Vm *vm, uint64_t a, uint64_t b, uint64_t c, uint64_t d) noexcept nogil:
+    """Have the same hypercall made once more, with other arguments."""
+    vm.xen.again = 1
+    vm.xen.next[0] = a
+    vm.xen.next[1] = b
+    vm.xen.next[2] = c
+    vm.xen.next[3] = d
+    return 0
 
 cdef uint64_t xen_descriptor(Vm *vm, uint32_t selector, bint *found) noexcept nogil:
     """A descriptor of the guest's GDT or of Xen's own."""
@@ -189,7 +229,7 @@ cdef void xen_events(Vm *vm) noexcept nogil:
 cdef void xen_syscall(Vm *vm, int length) noexcept nogil:
     """SYSCALL: a hypercall from the kernel, a system call from user code. env.eip is at it."""
     cdef Env *env = vm.env
-    cdef uint64_t number
+    cdef uint64_t number, start = env.eip
     cdef int64_t result
     if vm.cpl == 3:
         vm.exits[EXIT_SYSCALL] += 1
@@ -210,9 +250,18 @@ cdef void xen_syscall(Vm *vm, int length) noexcept nogil:
         vm.xen.calls[HC_IRET] += 1
         xen_iret(vm)
     else:
+        vm.xen.again = 0
         result = xen_hypercall(vm, number, env.regs[RDI], env.regs[RSI], env.regs[RDX],
                                env.regs[10], env.regs[8])
-        env.regs[RAX] = <uint64_t>result
+        if vm.xen.again:
+            env.eip = start
+            env.regs[RDI] = vm.xen.next[0]
+            env.regs[RSI] = vm.xen.next[1]
+            env.regs[RDX] = vm.xen.next[2]
+            env.regs[10] = vm.xen.next[3]
+            leave(vm)
+        else:
+            env.regs[RAX] = <uint64_t>result
         env.regs[RCX] = env.eip
         env.regs[R11] = get_flags(vm)
     if not vm.stop:
@@ -227,12 +276,18 @@ cdef void xen_iret(Vm *vm) noexcept nogil:
     cdef uint64_t raw
     cdef bint found = False
     cdef bint user
-    if read_virt(vm, env.regs[RSP], f, 72, False) != 0:
+    if copy_in(vm, env.regs[RSP], f, 72) != 0:
         vm.stop = STOP_SHUTDOWN
         vm.message = b"iret: no frame on the stack"
         leave(vm)
         return
     user = f[5] & 3 == 3
+    if user and vm.xen.user_root == 0:
+        # Frame 0 must not become its page tables.
+        vm.stop = STOP_SHUTDOWN
+        vm.message = b"iret to user mode without page tables for it"
+        leave(vm)
+        return
     vcpu_info(vm)[1] = 0 if f[6] & FL_IF else 1
     env.regs[RAX] = f[0]
     if f[3] & 0x100:            # VGCF_in_syscall: returned by SYSRET, which has its own RCX and R11
@@ -246,7 +301,7 @@ cdef void xen_iret(Vm *vm) noexcept nogil:
     if not user:
         enter_flat(vm, R_CS, FLAT_KERNEL_CS64, FLAT_CODE | D_L)
         enter_flat(vm, R_SS, FLAT_KERNEL_SS, FLAT_DATA)
-        set_cpl(vm, 0, (f[6] & ~<uint64_t>(FL_IOPL | FL_VM)) | FL_IF)
+        set_cpl(vm, 0, (f[6] & XEN_FLAGS) | FL_IF)
         return
     xen_enter_user(vm)
     raw = xen_descriptor(vm, f[5] & 0xffff, &found)
@@ -261,7 +316,7 @@ cdef void xen_iret(Vm *vm) noexcept nogil:
     e[0] = <uint32_t>raw
     e[1] = <uint32_t>(raw >> 32) | (3 << 13)
     segment_cache(vm, R_SS, f[8] & 0xffff, e)
-    set_cpl(vm, 3, (f[6] & ~<uint64_t>(FL_IOPL | FL_VM)) | FL_IF)
+    set_cpl(vm, 3, (f[6] & XEN_FLAGS) | FL_IF)
 
 cdef void xen_plain_iret(Vm *vm) noexcept nogil:
     """IRETQ itself in the kernel: under Xen an unprivileged instruction, good to the same ring only.
@@ -274,7 +329,7 @@ cdef void xen_plain_iret(Vm *vm) noexcept nogil:
         return
     vm.env.eip = f[0]
     vm.env.regs[RSP] = f[3]
-    set_flags(vm, (f[2] & ~<uint64_t>(FL_IOPL | FL_VM)) | FL_IF)
+    set_flags(vm, (f[2] & XEN_FLAGS) | FL_IF)
 
 cdef int64_t xen_hypercall(Vm *vm, uint64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d,
                            uint64_t e) noexcept nogil:
@@ -283,7 +338,7 @@ cdef int64_t xen_hypercall(Vm *vm, uint64_t number, uint64_t a, uint64_t b, uint
     if number < HC_COUNT:
         x.calls[number] += 1
     if number == HC_MMU_UPDATE:
-        return xen_mmu_update(vm, a, b, c)
+        return xen_mmu_update(vm, a, b, c, d)
     if number == HC_UPDATE_VA_MAPPING:
         return xen_update_va(vm, a, b, c)
     if number == HC_MMUEXT_OP:
@@ -313,6 +368,8 @@ cdef int64_t xen_hypercall(Vm *vm, uint64_t number, uint64_t a, uint64_t b, uint
     if number == HC_CALLBACK_OP:
         return xen_callback(vm, a, b)
     if number == HC_SET_CALLBACKS:
+        if not canonical(a) or not canonical(b) or not canonical(c):
+            return E_INVAL
         x.callbacks[CALLBACK_EVENT] = a
         x.callbacks[CALLBACK_FAILSAFE] = b
         x.callbacks[CALLBACK_SYSCALL] = c
@@ -342,20 +399,32 @@ cdef int64_t xen_block(Vm *vm) noexcept nogil:
 
 cdef int64_t xen_multicall(Vm *vm, uint64_t list, uint64_t count) noexcept nogil:
     """multicall: entries of {op, result, args[6]}, 64 bytes; the result is written back."""
+    cdef Xen *x = vm.xen
     cdef uint64_t entry[8]
-    cdef uint64_t i
+    cdef uint64_t i = 0
     cdef int64_t result
-    for i in range(count):
-        if read_virt(vm, list + i * 64, entry, 64, False) != 0:
+    count &= <uint64_t>0xffffffff
+    while i < count:
+        if preempted(vm, i):
+            return again(vm, list + i * 64, count - i, 0, 0)
+        if copy_in(vm, list + i * 64, entry, 64) != 0:
             return E_FAULT
         if entry[0] == HC_MULTICALL or entry[0] == HC_IRET:
             result = E_NOSYS
         else:
             result = xen_hypercall(vm, entry[0], entry[2], entry[3], entry[4], entry[5], entry[6])
-        if write_virt(vm, list + i * 64 + 8, &result, 8, False) != 0:
+        if x.again:
+            # The entry was interrupted: it keeps the arguments to go on with.
+            x.again = 0
+            memcpy(&entry[2], x.next, sizeof(x.next))
+            if copy_out(vm, list + i * 64, entry, 64) != 0:
+                return E_FAULT
+            return again(vm, list + i * 64, count - i, 0, 0)
+        if copy_out(vm, list + i * 64 + 8, &result, 8) != 0:
             return E_FAULT
-        if vm.stop:
-            return 0
+        i += 1
+        if vm.stop and i < count:
+            return again(vm, list + i * 64, count - i, 0, 0)
     return 0
 
 cdef int64_t xen_segment_base(Vm *vm, uint64_t which, uint64_t base) noexcept nogil:
@@ -394,7 +463,7 @@ cdef int64_t xen_set_traps(Vm *vm, uint64_t list) noexcept nogil:
         memset(vm.xen.traps, 0, sizeof(vm.xen.traps))
         return 0
     for i in range(257):
-        if read_virt(vm, list + i * 16, entry, 16, False) != 0:
+        if copy_in(vm, list + i * 16, entry, 16) != 0:
             return E_FAULT
         if entry[1] == 0:
             return 0
@@ -410,7 +479,7 @@ cdef int64_t xen_callback(Vm *vm, uint64_t cmd, uint64_t argument) noexcept nogi
     cdef uint32_t kind
     if cmd > 1:
         return E_NOSYS
-    if read_virt(vm, argument, what, 16 if cmd == 0 else 2, False) != 0:
+    if copy_in(vm, argument, what, 16 if cmd == 0 else 2) != 0:
         return E_FAULT
     kind = what[0] & 0xffff
     if cmd == 1:

@@ -45,6 +45,8 @@ cdef int type_get(Vm *vm, uint64_t mfn, int wanted) noexcept nogil:
     if x.count[mfn] != 0:
         if x.kind[mfn] != wanted:
             return E_BUSY if wanted == PGT_WRITABLE else E_INVAL
+        if x.count[mfn] == <uint32_t>-1:
+            return E_BUSY
         x.count[mfn] += 1
         return 0
     # Claimed before it is validated: an entry of the table that names the table itself fails.
@@ -175,40 +177,59 @@ cdef int segments_validate(Vm *vm, uint64_t mfn) noexcept nogil:
 
 # Hypercalls -----------------------------------------------------------------------------------
 
-cdef int64_t xen_mmu_update(Vm *vm, uint64_t requests, uint64_t count, uint64_t done) noexcept nogil:
+cdef uint64_t PREEMPTED = 0x80000000     # MMU_UPDATE_PREEMPTED: count of a call that goes on
+cdef uint64_t DOMID_SELF = 0x7ff0
+
+cdef int finished(Vm *vm, uint64_t done, uint64_t items) noexcept nogil:
+    """Tell the guest how many items were done, if it asked."""
+    cdef uint32_t value = <uint32_t>items
+    return copy_out(vm, done, &value, 4) if done else 0
+
+cdef int64_t xen_mmu_update(Vm *vm, uint64_t requests, uint64_t count, uint64_t done,
+                            uint64_t foreign) noexcept nogil:
     """mmu_update: {ptr, val} pairs; the low bits of ptr are the command (public/xen.h)."""
     cdef Xen *x = vm.xen
     cdef uint64_t pair[2]
     cdef uint64_t mfn, i = 0
     cdef int64_t status = 0
-    cdef uint32_t finished
-    count &= <uint64_t>0x7fffffff   # MMU_UPDATE_PREEMPTED is ours, never set
+    cdef uint32_t before = 0
+    if foreign != DOMID_SELF:
+        return E_SRCH
+    if count & PREEMPTED and done and copy_in(vm, done, &before, 4) != 0:
+        return E_FAULT
+    count &= PREEMPTED - 1
     while i < count:
-        if read_virt(vm, requests + i * 16, pair, 16, False) != 0:
+        if preempted(vm, i):
+            if finished(vm, done, before + i) != 0:
+                return E_FAULT
+            return again(vm, requests + i * 16, (count - i) | PREEMPTED, done, foreign)
+        if copy_in(vm, requests + i * 16, pair, 16) != 0:
             status = E_FAULT
             break
         mfn = pair[0] >> 12
-        if pair[0] & 3 == 1:
+        if pair[0] & 7 == 1:
             if mfn >= x.nr_pages:
                 status = E_INVAL
             else:
                 x.m2p[mfn] = pair[1]
-        elif pair[0] & 3 == 3 or mfn >= x.nr_pages:
-            status = E_NOSYS if pair[0] & 3 == 3 else E_INVAL
+        elif pair[0] & 7 > 2:
+            status = E_NOSYS
+        elif mfn >= x.nr_pages:
+            status = E_INVAL
         elif x.count[mfn] and PGT_L1 <= x.kind[mfn] <= PGT_L4:
-            status = entry_set(vm, mfn, (pair[0] & 0xfff) >> 3, pair[1], pair[0] & 3 == 2)
+            status = entry_set(vm, mfn, (pair[0] & 0xfff) >> 3, pair[1], pair[0] & 7 == 2)
         else:
             status = type_get(vm, mfn, PGT_WRITABLE)
             if status == 0:
+                if vm.code[mfn] != NULL:
+                    page_to_data(vm, vm.code[mfn])
                 (<uint64_t *>(vm.ram + (pair[0] & ~<uint64_t>7)))[0] = pair[1]
                 type_put(vm, mfn)
         if status != 0:
             break
         i += 1
-    if done:
-        finished = <uint32_t>i
-        if write_virt(vm, done, &finished, 4, False) != 0 and status == 0:
-            status = E_FAULT
+    if finished(vm, done, before + i) != 0 and status == 0:
+        status = E_FAULT
     return status
 
 cdef int l1_slot(Vm *vm, uint64_t gva, uint64_t *mfn, int *slot) noexcept nogil:
@@ -267,16 +288,24 @@ cdef int64_t new_base(Vm *vm, uint64_t mfn, bint user) noexcept nogil:
     return 0
 
 cdef int64_t xen_mmuext(Vm *vm, uint64_t ops, uint64_t count, uint64_t done,
-                        uint64_t domid) noexcept nogil:
+                        uint64_t foreign) noexcept nogil:
     """mmuext_op: {u32 cmd, u64 arg1, u64 arg2}."""
     cdef Xen *x = vm.xen
     cdef uint64_t op[3]
     cdef uint64_t i = 0
-    cdef uint32_t cmd, finished
+    cdef uint32_t cmd, before = 0
     cdef int64_t status = 0
-    count &= <uint64_t>0x7fffffff
+    if foreign != DOMID_SELF:
+        return E_SRCH
+    if count & PREEMPTED and done and copy_in(vm, done, &before, 4) != 0:
+        return E_FAULT
+    count &= PREEMPTED - 1
     while i < count:
-        if read_virt(vm, ops + i * 24, op, 24, False) != 0:
+        if preempted(vm, i):
+            if finished(vm, done, before + i) != 0:
+                return E_FAULT
+            return again(vm, ops + i * 24, (count - i) | PREEMPTED, done, foreign)
+        if copy_in(vm, ops + i * 24, op, 24) != 0:
             status = E_FAULT
             break
         cmd = <uint32_t>op[0]
@@ -315,10 +344,8 @@ cdef int64_t xen_mmuext(Vm *vm, uint64_t ops, uint64_t count, uint64_t done,
         if status != 0:
             break
         i += 1
-    if done:
-        finished = <uint32_t>i
-        if write_virt(vm, done, &finished, 4, False) != 0 and status == 0:
-            status = E_FAULT
+    if finished(vm, done, before + i) != 0 and status == 0:
+        status = E_FAULT
     return status
 
 cdef int64_t xen_page_op(Vm *vm, uint64_t mfn, uint64_t source, bint copy) noexcept nogil:
@@ -352,7 +379,7 @@ cdef int64_t xen_set_gdt(Vm *vm, uint64_t frames, uint64_t entries) noexcept nog
     cdef int i
     if entries > 14 * 512:
         return E_INVAL
-    if count and read_virt(vm, frames, list, count * 8, False) != 0:
+    if count and copy_in(vm, frames, list, count * 8) != 0:
         return E_FAULT
     for i in range(count):
         if type_get(vm, list[i], PGT_SEG) != 0:
@@ -375,6 +402,8 @@ cdef int64_t xen_update_descriptor(Vm *vm, uint64_t address, uint64_t descriptor
         return E_INVAL
     if x.count[mfn] and x.kind[mfn] != PGT_SEG and x.kind[mfn] != PGT_WRITABLE:
         return E_INVAL
+    if vm.code[mfn] != NULL:
+        page_to_data(vm, vm.code[mfn])
     (<uint64_t *>(vm.ram + address))[0] = descriptor
     return 0
 

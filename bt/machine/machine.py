@@ -164,7 +164,7 @@ class Machine:
         address, ports = physdev.bitmap
         if port + size > ports:
             return False
-        bits = self.vcpu.xen_read_kernel(address + port // 8, 2)
+        bits = self.vcpu.xen_read_kernel(address + port // 8 & (1 << 64) - 1, 2)
         return bits is not None and \
             not int.from_bytes(bits, "little") >> port % 8 & (1 << size) - 1
 
@@ -324,7 +324,8 @@ class Machine:
     def _die(self, why: int) -> None:
         vcpu = self.vcpu
         if why == core.SHUTDOWN:
-            reason = "triple fault"
+            # A Xen domain has no triple faults: it says what went wrong.
+            reason = vcpu.message or "triple fault"
         elif why == core.VOID:
             reason = f"it jumped into the void: no memory at physical {vcpu.fault_address:#x}"
         elif why == core.STUCK:
