@@ -47,6 +47,12 @@ cdef void emulate_site(Vm *vm, Site *site, uint64_t rip, uint64_t gva) noexcept 
     cdef int row = site.row
     cdef int length = site.length
     cdef int bits = site.bits
+    if bits != code_bits(vm):
+        # The same bytes met as code of another size: they may be another instruction.
+        vm.env.eip = rip
+        if not emulate_here(vm, &vm.kernel_rows[0]):
+            raise_ud(vm)
+        return
     if (site.gpa & 0xfff) + length > 4096:
         vm.fault_vector = 0
         if fetch_code(vm, gva, copy, length) < length:
@@ -89,15 +95,18 @@ cdef bint assist(Vm *vm) noexcept nogil:
 
     Under engine `trap` this is also how privileged instructions of the kernel arrive.
     """
-    cdef uint8_t code[16]
-    cdef Finding found
     cdef const uint8_t *rows = &vm.assist_rows[0]
-    cdef int avail
     if vm.cpl == 0:
         if vm.translate:
             return False
         rows = &vm.kernel_rows[0]
-    avail = fetch_code(vm, linear(vm, vm.env.eip), code, 15)
+    return emulate_here(vm, rows)
+
+cdef bint emulate_here(Vm *vm, const uint8_t *rows) noexcept nogil:
+    """Emulate the instruction at env.eip if it is in one of ``rows``."""
+    cdef uint8_t code[16]
+    cdef Finding found
+    cdef int avail = fetch_code(vm, linear(vm, vm.env.eip), code, 15)
     if scan_block(code_bits(vm), code, avail, 1, linear(vm, vm.env.eip), rows, &found, 1, NULL,
                   NULL) != 1:
         return False

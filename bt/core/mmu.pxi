@@ -249,7 +249,7 @@ cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
         return False
     if vm.xen != NULL:
         # No global pages, but the upper half is the same in all roots (xen_pages.pxi looks).
-        found.is_global = gva >> 47 != 0
+        found.is_global = gva >> 47 != 0 and not user
     if not found.is_global:     # after fill_page, which may flush
         if vm.n_locals < MAX_LOCALS:
             vm.locals[vm.n_locals] = gva

@@ -263,12 +263,21 @@ cdef int64_t xen_update_va(Vm *vm, uint64_t gva, uint64_t value, uint64_t flags)
         flush_page(vm, gva)
     return status
 
+cdef bint same_upper_half(uint64_t *one, uint64_t *other) noexcept nogil:
+    """Whether two L4 tables translate the kernel's half alike, accessed bits aside."""
+    cdef uint64_t differ = 0
+    cdef int i
+    for i in range(XEN_SLOT_FIRST, 512):
+        differ |= one[i] ^ other[i]
+    return differ & ~<uint64_t>(PTE_A | PTE_D) == 0
+
 cdef int64_t new_base(Vm *vm, uint64_t mfn, bint user) noexcept nogil:
     cdef Xen *x = vm.xen
     cdef uint64_t old = x.user_root if user else x.kernel_root
     if user and mfn == 0:
         x.user_root = 0
         if old:
+            flush_locals(vm)
             type_put(vm, old)
         return 0
     if type_get(vm, mfn, PGT_L4) != 0:
@@ -278,9 +287,9 @@ cdef int64_t new_base(Vm *vm, uint64_t mfn, bint user) noexcept nogil:
     else:
         x.kernel_root = mfn
         vm.cr3 = mfn << 12
-    if old and memcmp(frame_entries(vm, old) + XEN_SLOT_FIRST,
-                      frame_entries(vm, mfn) + XEN_SLOT_FIRST, XEN_SLOT_FIRST * 8) == 0:
-        flush_locals(vm)        # the same upper half: its translations stay true
+    # User code has no translations but its own, which are all among the locals.
+    if user or same_upper_half(frame_entries(vm, old), frame_entries(vm, mfn)):
+        flush_locals(vm)        # the upper half's translations stay true
     else:
         flush_tlb(vm)
     if old:

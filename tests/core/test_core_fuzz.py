@@ -49,4 +49,4 @@ def test_long_straight_line_blocks(bits: int, code: str) -> None:
 
 @pytest.mark.slow
 def test_more_hostile_guests() -> None:
-    run(100_000, 10_000, 1200)
+    run(100_000, 300, 600)

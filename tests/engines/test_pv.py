@@ -338,10 +338,8 @@ def test_random_hypercalls_do_no_harm():
 
 @pytest.mark.slow
 def test_many_random_hypercalls_do_no_harm():
-    for seed in range(1000, 1300):
+    for seed in range(1000, 1012):      # some 20 seconds; fuzz_pv.py goes on for as long as told
         survive(seed)
-
-
 
 
 def test_the_document_has_every_hypercall():
