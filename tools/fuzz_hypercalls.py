@@ -86,7 +86,8 @@ class Fuzz:
         choose = self.random
         return choose.choice((
             choose.choice(TABLES), choose.choice(OWN), choose.choice(OWN),
-            choose.randrange(NR_PAGES), choose.choice(LISTS), NR_PAGES + choose.randrange(50), choose.getrandbits(40),
+            choose.randrange(NR_PAGES), choose.choice(LISTS),
+            NR_PAGES + choose.randrange(50), choose.getrandbits(40),
             self.guest.shared_info, self.guest.domain.m2p_gpa >> 12))
 
     def entry(self) -> int:

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A Xen guest that does whatever a test says: a small domain built by hand, and its driver.
 
-The kernel asks Python what to do next (a hypercall that only this rig answers), makes the hypercalls
-it finds on its command page or runs code that the test assembled, and comes back; an exception
-comes back too, with what the handler saw. So the state before and after is a real guest's, reached
-through the real SYSCALL, and a test is a few lines.
+The kernel asks Python what to do next (a hypercall that only this rig answers), makes the
+hypercalls it finds on its command page or runs code that the test assembled, and comes back; an
+exception comes back too, with what the handler saw. So the state before and after is a real
+guest's, reached through the real SYSCALL, and a test is a few lines.
 
 Frames (machine frame = page number; virtual address = BASE + 4096 * frame, all of them writable but
 the page tables)::
 
-    1 driver   2 command page   3-6 L4 L3 L2 L1   11 xenstore   12 console   13 stack   14 trap table
-    16-31 assembled code   32-127 the test's, empty
+    1 driver   2 command page   3-6 L4 L3 L2 L1   11 xenstore   12 console   13 stack
+    14 trap table   16-31 assembled code   32-511 the test's, empty
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ class Hostile:
         return value - (value >> 63 << 64)
 
     def place(self, source: str) -> int:
-        """Assemble ``source`` where no code was before; gives its address. It ends with ``back``."""
+        """Assemble ``source`` where no code was before; gives its address. ``back``: the driver."""
         at = self._next_code
         code = assemble(source.replace("back", hex(gva(DRIVER))), at)
         self.ram.write(at - BASE, code)
