@@ -36,9 +36,10 @@ def run_qemu(image: Path, cpu: str = CPU) -> tuple[str, int]:
     return _text(done.stdout), done.returncode >> 1
 
 
-def run_bt(image: Path, engine: str) -> tuple[str, int]:
-    """(what it printed, the process's exit status) of ``bt run IMAGE --engine ENGINE``."""
-    done = _run([sys.executable, "-m", "bt", "run", str(image), "--engine", engine, "--mem", "64M"])
+def run_bt(image: Path, engine: str, *options: str) -> tuple[str, int]:
+    """(what it printed, the process's exit status) of ``bt run IMAGE --engine ENGINE OPTIONS``."""
+    done = _run([sys.executable, "-m", "bt", "run", str(image), "--engine", engine, "--mem", "64M",
+                 *options])
     if done.returncode in (1, 2):  # a traceback, or our own complaint: nothing the guest did
         raise RunFailed(f"bt ended with {done.returncode}:\n"
                         f"{done.stderr.decode(errors='replace')[-2000:]}")
