@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt.boot import EntryState, Loaded
+from bt.boot import Loaded
 from bt.boot.xen import load_xen
 from bt.devices.reset import EXIT
 from bt.machine.cpuid import xen_cpuid
@@ -20,8 +20,6 @@ from bt.xen.frames import vmm_frames
 
 if TYPE_CHECKING:
     from bt.machine.machine import Machine
-
-__all__ = ["EntryState", "attach", "extra_ram"]
 
 _PAGE = 4096
 
