@@ -2,6 +2,7 @@
 """The cache of unpacked kernels: it saves unpacking, and never changes what is loaded."""
 
 import os
+import random
 
 import pytest
 from bootimages import MB, bzimage, elf, pack, segment
@@ -9,8 +10,8 @@ from bootimages import MB, bzimage, elf, pack, segment
 from bt.boot import load, payload, unpack_cache
 from bt.machine.ram import Ram
 
-CODE = os.urandom(3 * 4096)
-IMAGE = bzimage(pack(elf([segment(MB, CODE)]), "gzip"))
+CODE = random.Random("code").randbytes(3 * 4096)
+IMAGE = bzimage(pack(elf([segment(MB, CODE)]), "gzip")) + bytes(64)     # room for another payload
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +57,8 @@ def test_changed_file_is_unpacked_again(kernel, unpacked):
     path = kernel(IMAGE)
     assert boots(path)
     before = path.stat()
-    other = bzimage(pack(elf([segment(MB, CODE[::-1])]), "gzip")).ljust(len(IMAGE))[:len(IMAGE)]
+    other = bzimage(pack(elf([segment(MB, CODE[::-1])]), "gzip")).ljust(len(IMAGE))
+    assert len(other) == len(IMAGE)
     path.write_bytes(other)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))     # its ctime may be equal too
     assert not boots(path) and len(unpacked) == 2
