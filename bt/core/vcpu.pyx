@@ -819,6 +819,19 @@ cdef class Vcpu:
             at += part
         return True
 
+    def dma_write_begin(self, uint64_t gpa, uint64_t length):
+        """A device is about to write to RAM: what was translated from these pages is forgotten.
+
+        Good until the guest runs again. On the vCPU's thread only; the range must be inside RAM.
+        """
+        cdef Vm *vm = self.vm
+        cdef uint64_t gpn
+        if length == 0 or gpa >= vm.ram_size or length > vm.ram_size - gpa:
+            raise ValueError("not a range of RAM")
+        for gpn in range(gpa >> 12, ((gpa + length - 1) >> 12) + 1):
+            if vm.code[gpn] != NULL:
+                page_to_data(vm, vm.code[gpn])
+
     def recent_blocks(self):
         """Linear addresses of the newest blocks seen for the first time, oldest first."""
         cdef Vm *vm = self.vm

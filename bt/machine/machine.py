@@ -22,6 +22,7 @@ from bt.engines import ENGINES
 from bt.errors import InputError
 from bt.machine import cpuid, msr
 from bt.machine.bus import Bus
+from bt.machine.dma import Dma
 from bt.machine.panic import PanicWatch
 from bt.machine.ram import Ram
 from bt.machine.report import death_report
@@ -109,6 +110,7 @@ class Machine:
         self.vcpu = core.Vcpu(self.ram, self.bus, self, translate=self.engine.translate,
                               deterministic=deterministic, audit=audit, hot=hot)
         clock.now_ns = self.vcpu.now_ns
+        self.dma = Dma(self.ram, self.vcpu.dma_write_begin)
         self._stub_maker.vcpu = self.vcpu
         self.vcpu.set_tracing(trace is not None)
         self.timers.on_earlier = self._earlier
@@ -120,6 +122,7 @@ class Machine:
         self._ended: Outcome | None = None
         self._running = False
         self._input: deque[tuple[int, bytes]] = deque()
+        self._posted: deque[Callable[[], None]] = deque()
         self._stop_reason: str | None = None
 
     # Hypercalls of our own interface that are not the CPU's business -----------------------------
@@ -230,6 +233,12 @@ class Machine:
         waiting = sum(len(data) for number, data in tuple(self._input) if number == port)
         return waiting + self._ports[port].pending_input
 
+    def post(self, call: Callable[[], None]) -> None:
+        """Make ``call`` soon on the vCPU's thread, where devices may be touched. From any thread.
+        """
+        self._posted.append(call)
+        self.vcpu.kick()
+
     def stop(self, reason: str) -> None:
         """End the run soon, with kind "stopped". Safe from any thread."""
         self._stop_reason = reason
@@ -251,6 +260,8 @@ class Machine:
         try:
             while True:
                 self._take_input()
+                for _ in range(len(self._posted)):  # what these post in turn waits for its turn
+                    self._posted.popleft()()
                 timers.run_due()
                 if self._ended is not None or self._stop_reason is not None:
                     break
@@ -308,7 +319,7 @@ class Machine:
             self._ended = Outcome("halted", 0)
             return
         self.pc.flush()
-        if not self.pc.pic.intr and not self._input:
+        if not self.pc.pic.intr and not self._input and not self._posted:
             self.vcpu.wait(self.timers.next_deadline())
 
     def _on_reset(self, source: str) -> None:
