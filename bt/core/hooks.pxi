@@ -334,10 +334,12 @@ cdef bint python_wrmsr(Vm *vm, uint32_t index, uint64_t value) noexcept with gil
 cdef void python_hot(Vm *vm, Site *site, uint64_t gva) noexcept with gil:
     cdef uint8_t code[32]
     cdef int avail = fetch_code(vm, gva, code, 32)
+    cdef uint64_t start = host_ns()
     try:
         (<Vcpu>vm.owner).hot_site(gva, site.row, site.bits, (<char *>code)[:avail])
     except BaseException as error:
         python_failed(vm, error)
+    vm.scan_ns += host_ns() - start
     if not site.stub:
         site.fixed = 1
 

@@ -244,13 +244,13 @@ cdef int64_t pv_shutdown(Vm *vm, uint64_t a, uint64_t b, uint64_t c) noexcept no
 
 cdef void pv_python_console(Vm *vm, uint8_t *data, int length) noexcept with gil:
     try:
-        (<Vcpu>vm.owner).policy.pv_console((<char *>data)[:length])
+        (<Vcpu>vm.owner).pv_console((<char *>data)[:length])
     except BaseException as error:
         python_failed(vm, error)
 
 cdef void pv_python_shutdown(Vm *vm, int reason, int status) noexcept with gil:
     try:
-        (<Vcpu>vm.owner).policy.pv_shutdown(reason, status)
+        (<Vcpu>vm.owner).pv_shutdown(reason, status)
     except BaseException as error:
         python_failed(vm, error)
     if vm.python_wants:

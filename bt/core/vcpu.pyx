@@ -37,6 +37,8 @@ cdef extern from *:
 cimport cython
 from cpython.buffer cimport (PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer)
 
+from bt.core import counters as _names
+from bt.machine.cpu import TranslatorCounts as _TranslatorCounts
 from translator import vcpupage as _page
 from translator.sensitive import BY_NAME as _ROWS
 from translator.sensitive import TABLE as _TABLE
@@ -152,13 +154,11 @@ cdef class Vcpu:
     """One virtual CPU with its memory.
 
     ``ram`` is a bt.machine.ram.Ram, ``bus`` a bt.machine.bus.Bus (its tables are shared, not
-    copied), ``policy`` an object with ``acknowledge() -> vector``, ``cpuid(leaf, subleaf) -> 4
-    ints``, ``read_msr(index) -> int | None``, ``write_msr(index, value) -> bool``,
-    ``hot_site(gva, row, bits, code)`` and ``trace(row, vector, rip, cpl)``.
+    copied), ``policy`` a bt.machine.cpu.CpuPolicy. This is a bt.machine.cpu.VirtualCpu, and more.
 
     ``translate``: engine bt; without it the guest runs untranslated (engine trap).
     ``deterministic``: virtual time is executed work. ``hot``: executions after which a trap is
-    offered to ``policy.hot_site``; 0 never. ``asynchronous``: stops may come from another thread;
+    offered to ``hot_site(gva, row, bits, code)``; 0 never. ``asynchronous``: stops may come from another thread;
     None asks the self-test.
 
     Not thread-safe, apart from ``kick``.
@@ -179,17 +179,19 @@ cdef class Vcpu:
     cdef object acknowledge
     cdef object port_read
     cdef object port_write
-    cdef object policy
     cdef object cpuid
     cdef object read_msr
     cdef object write_msr
     cdef object hot_site
     cdef object trace
     cdef object hypercall
+    cdef object io_allowed
+    cdef object pv_console
+    cdef object pv_shutdown
     cdef readonly bint asynchronous
 
     def __cinit__(self, ram, bus, policy, *, bint translate=True, bint deterministic=False,
-                  int hot=64, asynchronous=None, bint audit=False):
+                  int hot=64, hot_site=None, asynchronous=None, bint audit=False):
         import mmap
         cdef Vm *vm
         cdef uc_hook hook
@@ -200,14 +202,13 @@ cdef class Vcpu:
         vm.owner = <void *>self
         vm.kicker = &self.kicker
         self.failure = None
-        self.policy = policy
         self.acknowledge = policy.acknowledge
         self.port_read = bus.read
         self.port_write = bus.write
         self.cpuid = policy.cpuid
         self.read_msr = policy.read_msr
         self.write_msr = policy.write_msr
-        self.hot_site = policy.hot_site
+        self.hot_site = hot_site
         self.trace = policy.trace
         # The mapping itself, not the view: the garbage collector may clear a view before us.
         PyObject_GetBuffer(ram.view.obj, &self.ram_buffer, PyBUF_WRITABLE)
@@ -239,7 +240,7 @@ cdef class Vcpu:
         vm.deterministic = deterministic
         vm.ns_per_block = 5
         vm.block_deadline = NEVER
-        vm.hot = hot if translate else 0
+        vm.hot = hot if translate and hot_site is not None else 0
         vm.audit = audit
         self.make_cpu()
         layout_check(vm)
@@ -457,11 +458,12 @@ cdef class Vcpu:
             set_cpl(vm, 0, 2)
         flush_tlb(vm)
 
-    def enter_xen(self, domain, hypercall, cpuid):
+    def enter_xen(self, domain, hypercall, cpuid, io_allowed):
         """Make the vCPU a Xen PV domain's, from a domain builder's result (bt/boot/xen.py).
 
         ``hypercall(number, a, b, c, d, e) -> int`` does the hypercalls that are not compiled;
-        ``cpuid`` is the domain's CPUID policy.
+        ``cpuid`` is the domain's CPUID policy; ``io_allowed(port, size) -> bool`` says whether user
+        code may access a port.
         Pins the initial page tables, which proves that they are what the guest may have. Raises
         RuntimeError if they are not.
         """
@@ -475,6 +477,7 @@ cdef class Vcpu:
             raise MemoryError
         self.hypercall = hypercall
         self.cpuid = cpuid
+        self.io_allowed = io_allowed
         x.nr_pages = domain.nr_pages
         x.kind = <uint8_t *>calloc(frames, 1)
         x.count = <uint32_t *>calloc(frames, sizeof(uint32_t))
@@ -717,18 +720,21 @@ cdef class Vcpu:
 
     # Our own paravirtual interface ------------------------------------------------------------
 
-    def set_ring1(self, stubs=b"", traps=()):
+    def set_ring1(self, stubs, traps, console, shutdown):
         """The guest speaks our own interface (docs/pv-abi.md). Before `run`, engines without
         translation only.
 
         ``stubs``: the code of a patched kernel's stubs, for the window behind the vCPU page.
         ``traps``: its INT3, as (guest-physical address or None, offset in the window, address,
-        resume, row, bits, code).
+        resume, row, bits, code). ``console(data)`` and ``shutdown(reason, status)`` do these two
+        hypercalls.
         """
         cdef Vm *vm = self.vm
         cdef bytes code = bytes(stubs)
         if vm.translate or len(code) > WINDOW_SIZE - WINDOW_STUBS:
             raise ValueError("not a guest for this interface")
+        self.pv_console = console
+        self.pv_shutdown = shutdown
         memcpy(vm.window + WINDOW_STUBS, <const char *>code, len(code))
         drop_blocks(vm, PA_WINDOW + WINDOW_STUBS, 64)       # of `warm_up`, which ran there
         pv_install(vm)
@@ -844,8 +850,25 @@ cdef class Vcpu:
                 [self.vm.exits[i] for i in range(EXIT_PSEUDO_COUNT)])
 
     def scanner_counters(self):
-        """(instructions scanned, ns in the scanner and rewriter, sites made)."""
+        """(instructions scanned, ns in scanner, rewriter and stub maker, sites made)."""
         return self.vm.insns_scanned, self.vm.scan_ns, self.vm.sites_made
+
+    def exit_counts(self):
+        """Exits by reason: (the control unit's, the memory unit's)."""
+        rows, counts = self.counters()
+        return _names.exit_counts(rows, counts, PSEUDO_EXITS, deterministic=self.vm.deterministic)
+
+    def hypercall_counts(self):
+        """Hypercalls by name, Xen's or our own; "unknown" counts numbers that are none."""
+        calls, table_writes, upcalls = self.xen_counters()
+        if any(calls):
+            return _names.xen_hypercalls(calls, table_writes, upcalls)
+        return _names.our_hypercalls(self.hypercalls()) if self.vm.pv != NULL else {}
+
+    def translator_counts(self):
+        """What translation took (bt.machine.cpu.TranslatorCounts)."""
+        return _TranslatorCounts(self.vm.scan_ns / 1e9, self.vm.insns_scanned, self.vm.sites_made,
+                                 _names.translation_counts(self.counters()[1], PSEUDO_EXITS))
 
     def audit_counters(self):
         """(blocks looked at, times the guest was found at real CPL 0)."""

@@ -506,7 +506,7 @@ cdef bint xen_emulated_cpuid(Vm *vm) noexcept nogil:
 cdef bint python_io_allowed(Vm *vm, uint32_t port, int size) noexcept with gil:
     """Port access of user code: rare, and the kernel's bitmap is where a hypercall said."""
     try:
-        return (<Vcpu>vm.owner).policy.xen_io_allowed(port, size)
+        return (<Vcpu>vm.owner).io_allowed(port, size)
     except BaseException as error:
         python_failed(vm, error)
         return False

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from bt.boot import elf
 from bt.boot.image import FileImage, Image
-from bt.core.vcpu import Vcpu
 from bt.errors import InputError
-from bt.machine.ram import Ram
+from bt.machine.cpu import EngineHost
 from translator import pvabi
 from translator.scanner import scan_block
 
@@ -46,7 +46,7 @@ class Declaration(NamedTuple):
     traps: tuple[pvabi.Trap, ...]
 
 
-def attach(path: Path, ram: Ram, vcpu: Vcpu) -> Declaration:
+def attach(host: EngineHost, path: Path) -> Declaration:
     """Give the loaded kernel of ``path`` what it declares. Raises InputError if that is nothing."""
     with FileImage(Path(path)) as image:
         headers = tuple(_headers(image))
@@ -55,14 +55,25 @@ def attach(path: Path, ram: Ram, vcpu: Vcpu) -> Declaration:
             raise InputError(f"{image.name}: is not paravirtual: `bt patch` makes it so (Linux "
                              "needs no patch: it speaks Xen's interface)")
         if declared.hypercall_page:
-            if declared.hypercall_page % _PAGE or declared.hypercall_page + _PAGE > ram.size:
+            if declared.hypercall_page % _PAGE or declared.hypercall_page + _PAGE > host.ram.size:
                 raise InputError(f"{image.name}: its note wants a hypercall page at "
                                  f"{declared.hypercall_page:#x}, which is no page of RAM")
-            ram.write(declared.hypercall_page, pvabi.hypercall_page())
-        vcpu.set_ring1(declared.stubs, [
+            host.ram.write(declared.hypercall_page, pvabi.hypercall_page())
+        host.vcpu.set_ring1(declared.stubs, [
             (*_where(image, headers, trap), trap.address, trap.resume, _row(image, trap),
-             trap.bits, trap.code) for trap in declared.traps])
+             trap.bits, trap.code) for trap in declared.traps], host.console_output,
+            partial(shutdown, host))
         return declared
+
+
+def shutdown(host: EngineHost, reason: int, status: int) -> None:
+    """Hypercall shutdown: 0 power off with ``status``, 1 reboot, 2 the kernel gave up."""
+    if reason == 0:
+        host.end("powered-off", status)
+    elif reason == 1:
+        host.end("reset")
+    else:
+        host.died("it said so, by hypercall")
 
 
 def declares(path: Path) -> bool:

@@ -7,21 +7,21 @@ bt.xen the rest. Of the PC only the exit device stays: a PV domain has no other 
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bt.boot import Loaded
 from bt.boot.xen import load_xen
 from bt.devices.reset import EXIT
+from bt.machine.cpu import EngineHost
 from bt.machine.cpuid import xen_cpuid
 from bt.xen import abi
 from bt.xen.domain import XenDomainState
 from bt.xen.frames import vmm_frames
 
-if TYPE_CHECKING:
-    from bt.machine.machine import Machine
-
 _PAGE = 4096
+#: Reasons of SCHEDOP_shutdown that are an orderly end, and the kind of outcome each is.
+_ORDERLY = {abi.SHUTDOWN_poweroff: "powered-off", abi.SHUTDOWN_reboot: "reset"}
 
 
 def extra_ram(ram_bytes: int) -> int:
@@ -29,26 +29,45 @@ def extra_ram(ram_bytes: int) -> int:
     return vmm_frames(ram_bytes // _PAGE) * _PAGE
 
 
-def attach(machine: Machine, path: Path, ram_bytes: int, cmdline: str,
-           initrd: Path | bytes | None, wallclock_s: int) -> tuple[Loaded, XenDomainState]:
-    """Build the domain of ``ram_bytes`` in the machine's fresh RAM and give it the vCPU.
+def attach(host: EngineHost, path: Path, cmdline: str, initrd: Path | bytes | None) -> Loaded:
+    """Build the domain in the machine's fresh RAM and give it the vCPU, which is the core's.
 
     Raises InputError if the kernel is none for Xen.
     """
-    domain = load_xen(path, machine.ram, nr_pages=ram_bytes // _PAGE, cmdline=cmdline,
+    domain = load_xen(path, host.ram, nr_pages=host.guest_bytes // _PAGE, cmdline=cmdline,
                       initrd=initrd)
     state = XenDomainState(
-        domain, machine.ram, machine.vcpu, machine.timers, wallclock_s=wallclock_s,
-        on_console=machine.hvc_output, on_raw_console=machine.console_output,
-        on_shutdown=machine.xen_shutdown)
-    bus = machine.bus
+        domain, host.ram, host.vcpu, host.timers, wallclock_s=host.wallclock_s,
+        on_console=host.channel_output, on_raw_console=host.console_output,
+        on_shutdown=partial(shutdown, host))
+    bus = host.bus
     bus.read_kind[:] = bytes(len(bus.read_kind))
     bus.write_kind[:] = bytes(len(bus.write_kind))
-    bus.claim(machine.pc.power, EXIT, 1)
-    machine.vcpu.enter_xen(domain, state.hypercall, xen_cpuid)
+    bus.claim(host.power, EXIT, 1)
+    host.vcpu.enter_xen(domain, state.hypercall, xen_cpuid, partial(io_allowed, host.vcpu, state))
     state.attach()
-    return Loaded(domain.entry, "xen pv", domain.description), state
+    # One console for everything: what is COM2 elsewhere, a command's channel, is the same.
+    host.use_console(state.console)
+    return Loaded(domain.entry, "xen pv", domain.description)
 
 
-#: Reasons of SCHEDOP_shutdown that are an orderly end, and the kind of outcome each is.
-ORDERLY = {abi.SHUTDOWN_poweroff: "powered-off", abi.SHUTDOWN_reboot: "reset"}
+def shutdown(host: EngineHost, reason: int) -> None:
+    """SCHEDOP_shutdown."""
+    kind = _ORDERLY.get(reason)
+    if kind is not None:
+        host.end(kind)
+    else:
+        host.died("it crashed by its own word")
+
+
+def io_allowed(vcpu, state: XenDomainState, port: int, size: int) -> bool:
+    """Whether user code may access a port: by its IOPL, or by the kernel's I/O bitmap."""
+    physdev = state.physdev
+    if physdev.iopl == 3:
+        return True
+    address, ports = physdev.bitmap
+    if port + size > ports:
+        return False
+    bits = vcpu.xen_read_kernel(address + port // 8 & (1 << 64) - 1, 2)
+    return bits is not None and \
+        not int.from_bytes(bits, "little") >> port % 8 & (1 << size) - 1

@@ -13,26 +13,24 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TextIO
 
 from bt import boot
-from bt.core import vcpu as core
 from bt.devices.pc import LegacyPc
+from bt.devices.reset import PowerControl
 from bt.engines import ENGINES
+from bt.engines.base import GuestFile
 from bt.errors import InputError
 from bt.machine import cpuid, msr
 from bt.machine.bus import Bus
+from bt.machine.cpu import CpuParts, InputPort, Stop
 from bt.machine.dma import Dma
 from bt.machine.panic import PanicWatch
 from bt.machine.ram import Ram
 from bt.machine.report import death_report
 from bt.machine.stats import Stats
-from bt.machine.stubs import StubMaker
 from bt.machine.timers import TimerQueue
 from bt.machine.tracing import Tracer
-
-if TYPE_CHECKING:
-    from bt.xen.domain import XenDomainState
 
 #: Console output waits at most this long (virtual ns) for more to go out with.
 _FLUSH_NS = 5_000_000
@@ -54,16 +52,7 @@ class Outcome:
     report: str | None = None
 
 
-class InputPort(Protocol):
-    """Where input from outside goes: a serial port or a Xen console."""
-
-    @property
-    def pending_input(self) -> int: ...
-
-    def feed(self, data: bytes) -> int: ...
-
-
-class _CoreClock:
+class _CpuClock:
     """Virtual time for devices: the vCPU's."""
 
     def __init__(self) -> None:
@@ -87,70 +76,52 @@ class Machine:
         if engine not in ENGINES:
             raise InputError(f"no engine {engine!r}: one of {', '.join(ENGINES)}")
         self.engine = ENGINES[engine]
-        self._domain_bytes = ram_bytes & ~0xFFF
-        extra = 0
-        if self.engine.paravirtual:
-            from bt.engines.xen import extra_ram  # costs what only this engine needs
-            extra = extra_ram(ram_bytes)
-        self.ram = Ram(ram_bytes + extra)
+        self._engine = self.engine.open()
+        self.guest_bytes = ram_bytes & ~0xFFF
+        self.ram = Ram(ram_bytes + self._engine.extra_ram(ram_bytes))
         self.bus = Bus()
-        clock = _CoreClock()
+        clock = _CpuClock()
         self.timers = TimerQueue(clock)
-        self._wallclock_s = 0 if deterministic else int(time.time())
+        self.wallclock_s = 0 if deterministic else int(time.time())
         self.pc = LegacyPc(clock, self.timers, self.bus, self.ram.size,
-                           wallclock_s=self._wallclock_s)
-        self._stub_maker = StubMaker()
+                           wallclock_s=self.wallclock_s)
         self._tracer = Tracer(trace)
         self.acknowledge = self.pc.pic.acknowledge
         self.cpuid = cpuid.cpuid
         self.read_msr = msr.read_msr
         self.write_msr = msr.write_msr
-        self.hot_site = self._stub_maker.hot_site
         self.trace = self._tracer.exit
-        self.vcpu = core.Vcpu(self.ram, self.bus, self, translate=self.engine.translate,
-                              deterministic=deterministic, audit=audit, hot=hot)
+        self.vcpu = self._engine.make_vcpu(CpuParts(
+            self.ram, self.bus, self, deterministic=deterministic, audit=audit, hot=hot))
         clock.now_ns = self.vcpu.now_ns
         self.dma = Dma(self.ram, self.vcpu.dma_write_begin)
-        self._stub_maker.vcpu = self.vcpu
         self.vcpu.set_tracing(trace is not None)
         self.timers.on_earlier = self._earlier
         self.pc.pic.on_intr = self.vcpu.set_intr
         self._panic = PanicWatch()
         self._connect(console, dict(channels or {}))
-        self.domain: XenDomainState | None = None
-        self.stats = Stats(self.vcpu, engine, deterministic)
+        self.stats = Stats(self.vcpu, engine)
         self._ended: Outcome | None = None
         self._running = False
         self._input: deque[tuple[int, bytes]] = deque()
         self._posted: deque[Callable[[], None]] = deque()
         self._stop_reason: str | None = None
 
-    # Hypercalls of our own interface that are not the CPU's business -----------------------------
+    # What the engine may use: bt.machine.cpu.EngineHost ------------------------------------------
 
-    def pv_console(self, data: bytes) -> None:
-        """console_write: as if COM1 had sent it."""
+    @property
+    def power(self) -> PowerControl:
+        """The reset and exit device."""
+        return self.pc.power
+
+    def console_output(self, data: bytes) -> None:
+        """As if COM1 had sent it."""
         self.pc.com1.flush()
         assert self.pc.com1.on_output is not None
         self.pc.com1.on_output(data)
 
-    def pv_shutdown(self, reason: int, status: int) -> None:
-        """shutdown: 0 power off with ``status``, 1 reboot, 2 the kernel gave up."""
-        if reason == 0:
-            self._on_exit(status)
-        elif reason == 1:
-            self._on_reset("hypercall")
-        else:
-            self._end(Outcome("died", 3, death_report(self.vcpu, "it said so, by hypercall")))
-
-    # What a Xen domain tells the machine ----------------------------------------------------------
-
-    def console_output(self, data: bytes) -> None:
-        """The domain wrote to the hypervisor's console (early messages)."""
-        assert self.pc.com1.on_output is not None
-        self.pc.com1.on_output(data)
-
-    def hvc_output(self, data: bytes) -> None:
-        """The domain wrote to its own console; with a command, that is the command's output."""
+    def channel_output(self, data: bytes) -> None:
+        """The guest wrote to its only console: with a command, that is the command's output."""
         sink = self._channels.get(2)
         if sink is None:
             self.console_output(data)
@@ -158,28 +129,18 @@ class Machine:
             self._panic.see(data)
             sink(data)
 
-    def xen_io_allowed(self, port: int, size: int) -> bool:
-        """Whether user code may access a port: by its IOPL, or by the kernel's I/O bitmap."""
-        assert self.domain is not None
-        physdev = self.domain.physdev
-        if physdev.iopl == 3:
-            return True
-        address, ports = physdev.bitmap
-        if port + size > ports:
-            return False
-        bits = self.vcpu.xen_read_kernel(address + port // 8 & (1 << 64) - 1, 2)
-        return bits is not None and \
-            not int.from_bytes(bits, "little") >> port % 8 & (1 << size) - 1
+    def use_console(self, console: InputPort) -> None:
+        """All input goes to ``console`` from now on."""
+        self._ports = dict.fromkeys(self._ports, console)
 
-    def xen_shutdown(self, reason: int) -> None:
-        """SCHEDOP_shutdown."""
-        from bt.engines.xen import ORDERLY
-        kind = ORDERLY.get(reason)
-        if kind is not None:
-            self._end(Outcome(kind, 0))
-            return
+    def end(self, kind: str, status: int = 0) -> None:
+        """From a callback: the run is over, with this Outcome."""
+        self._end(Outcome(kind, status))
+
+    def died(self, reason: str) -> None:
+        """From a callback: the guest has given up; what it printed of that is added."""
         said = f": {self._panic.text}" if self._panic.text else ""
-        self._end(Outcome("died", 3, death_report(self.vcpu, f"it crashed by its own word{said}")))
+        self._end(Outcome("died", 3, death_report(self.vcpu, reason + said)))
 
     def _connect(self, console: Callable[[bytes], None],
                  channels: Mapping[int, Callable[[bytes], None]]) -> None:
@@ -193,8 +154,8 @@ class Machine:
             if number in channels:
                 port.on_output = channels[number]
         self._ports: dict[int, InputPort] = {1: self.pc.com1, 2: self.pc.com2, 3: self.pc.com3}
-        self.pc.power.on_reset = self._on_reset
-        self.pc.power.on_exit = self._on_exit
+        self.pc.power.on_reset = lambda source: self.end("reset")
+        self.pc.power.on_exit = lambda status: self.end("powered-off", status)
 
     # Before the run ---------------------------------------------------------------------------
 
@@ -203,23 +164,9 @@ class Machine:
              bits: int | None = None) -> boot.Loaded:
         """Load a kernel (bt.boot.load) and set the vCPU to its entry state.
 
-        Under a paravirtual engine Linux becomes a Xen domain; other kernels must declare our own
-        interface.
+        What is set up for it besides is the engine's business (bt.engines.base.Engine.load).
         """
-        if self.engine.paravirtual and kind != "flat" and boot.is_linux(path):
-            from bt.engines import xen
-            loaded, self.domain = xen.attach(self, path, self._domain_bytes, cmdline, initrd,
-                                             self._wallclock_s)
-            # One console for everything: COM2, the command's channel elsewhere, is the same.
-            self._ports = dict.fromkeys((1, 2, 3), self.domain.console)
-            return loaded
-        loaded = boot.load(path, self.ram, cmdline=cmdline, initrd=initrd, kind=kind, base=base,
-                           bits=bits)
-        self.vcpu.enter(loaded.entry)
-        if self.engine.paravirtual:
-            from bt.engines import ring1  # costs what only this engine needs
-            ring1.attach(path, self.ram, self.vcpu)
-        return loaded
+        return self._engine.load(self, GuestFile(path, cmdline, initrd, kind, base, bits))
 
     # From other threads -----------------------------------------------------------------------
 
@@ -268,10 +215,10 @@ class Machine:
                 self._running = True
                 why = vcpu.run(timers.next_deadline())
                 self._running = False
-                if why == core.KICKED or self._ended is not None:
+                if why == Stop.KICKED or self._ended is not None:
                     # Engine trap finishes the block of the OUT that ended the machine, HLT and all.
                     continue
-                if why == core.HALTED:
+                if why == Stop.HALTED:
                     self._halt()
                 else:
                     self._die(why)
@@ -281,7 +228,6 @@ class Machine:
                 alarm.cancel()
             self.pc.flush()
             self.stats.wall_s += time.perf_counter() - started
-            self.stats.translator_python_s = self._stub_maker.seconds
         return self._outcome()
 
     def _outcome(self) -> Outcome:
@@ -322,26 +268,20 @@ class Machine:
         if not self.pc.pic.intr and not self._input and not self._posted:
             self.vcpu.wait(self.timers.next_deadline())
 
-    def _on_reset(self, source: str) -> None:
-        self._end(Outcome("reset", 0))
-
-    def _on_exit(self, status: int) -> None:
-        self._end(Outcome("powered-off", status))
-
     def _end(self, outcome: Outcome) -> None:
         self._ended = outcome
         self.vcpu.leave()
 
     def _die(self, why: int) -> None:
         vcpu = self.vcpu
-        if why == core.SHUTDOWN:
+        if why == Stop.SHUTDOWN:
             # A Xen domain has no triple faults: it says what went wrong.
             reason = vcpu.message or "triple fault"
-        elif why == core.VOID:
+        elif why == Stop.VOID:
             reason = f"it jumped into the void: no memory at physical {vcpu.fault_address:#x}"
-        elif why == core.STUCK:
+        elif why == Stop.STUCK:
             reason = f"an endless fault loop at address {vcpu.fault_address:#x}"
-        elif why == core.UNSUPPORTED:
+        elif why == Stop.UNSUPPORTED:
             reason = vcpu.message
         else:
             reason = f"the CPU underneath gave up: {vcpu.message}"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from bt.core.vcpu import Vcpu
+from bt.machine.cpu import VirtualCpu
 
 _GENERAL = (("rax", "rbx", "rcx", "rdx"), ("rsi", "rdi", "rbp", "rsp"),
             ("r8", "r9", "r10", "r11"), ("r12", "r13", "r14", "r15"))
@@ -11,7 +11,7 @@ _CODE_BYTES = 24
 _STACK_WORDS = 8
 
 
-def death_report(vcpu: Vcpu, reason: str) -> str:
+def death_report(vcpu: VirtualCpu, reason: str) -> str:
     """Several lines: reason, registers, the newest blocks, code and stack at the point of death."""
     regs = vcpu.registers()
     lines = [f"bt: the guest died: {reason}", ""]
@@ -35,7 +35,7 @@ def death_report(vcpu: Vcpu, reason: str) -> str:
     return "\n".join(lines)
 
 
-def _code(vcpu: Vcpu) -> list[str]:
+def _code(vcpu: VirtualCpu) -> list[str]:
     at = vcpu.linear_rip
     code = vcpu.read_virtual(at, _CODE_BYTES)
     if code is None:
@@ -47,7 +47,7 @@ def _code(vcpu: Vcpu) -> list[str]:
     return lines
 
 
-def _stack(vcpu: Vcpu, rsp: int) -> list[str]:
+def _stack(vcpu: VirtualCpu, rsp: int) -> list[str]:
     size = 8 if vcpu.bits == 64 else 4
     stack = vcpu.read_virtual(rsp, _STACK_WORDS * size)
     if stack is None:

@@ -7,8 +7,6 @@ is made of is the translator's business, where it may go is the core's.
 
 from __future__ import annotations
 
-import time
-
 from bt.core.vcpu import VCPU_PAGE_ADDRESS, Vcpu
 from translator.sensitive import TABLE
 
@@ -18,21 +16,15 @@ _CANDIDATES = frozenset({"CLI", "STI", "PUSHF", "POPF", "SWAPGS", "PUSH_SEG", "M
 
 
 class StubMaker:
-    """Makes stubs for one vCPU. ``seconds`` is the time spent here."""
+    """Makes stubs for one vCPU."""
 
     def __init__(self) -> None:
         self.vcpu: Vcpu | None = None
-        self.seconds = 0.0
 
     def hot_site(self, gva: int, row: int, bits: int, code: bytes) -> None:
         """The site at ``gva`` (linear) is hot; ``code`` is the guest's code from there on."""
         if TABLE[row].name not in _CANDIDATES or bits != 64:
             return
-        start = time.perf_counter()
-        self._make(gva, bits, code)
-        self.seconds += time.perf_counter() - start
-
-    def _make(self, gva: int, bits: int, code: bytes) -> None:
         from translator.rewriter import plan_stub
         from translator.scanner import scan
         from translator.stubs import MAX_STUB, make_stub

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import partial
 
 import keystone
 
 from bt.boot.entry import EntryState
 from bt.boot.xen import XenDomain, _write_m2p
 from bt.core import vcpu as core
+from bt.engines.xen import io_allowed, shutdown
 from bt.machine.cpuid import xen_cpuid
 from bt.machine.machine import Machine, Outcome
 from bt.xen.domain import XenDomainState
@@ -137,13 +139,14 @@ class Hostile:
                                          deterministic=deterministic)
         self.ram, self.vcpu = machine.ram, machine.vcpu
         self._build()
-        self.state = machine.domain = XenDomainState(
-            self.domain, self.ram, self.vcpu, machine.timers, on_console=machine.hvc_output,
-            on_raw_console=machine.console_output, on_shutdown=machine.xen_shutdown)
+        self.state = XenDomainState(
+            self.domain, self.ram, self.vcpu, machine.timers, on_console=machine.channel_output,
+            on_raw_console=machine.console_output, on_shutdown=partial(shutdown, machine))
         self.looks = 0
         self.why = core.KICKED
         self.came_back = True
-        self.vcpu.enter_xen(self.domain, self._hypercall, xen_cpuid)
+        self.vcpu.enter_xen(self.domain, self._hypercall, xen_cpuid,
+                            partial(io_allowed, self.vcpu, self.state))
         self.state.attach()
         self._next_code = gva(CODE)
         self._next_user = 0
