@@ -140,10 +140,10 @@ def _physical_entry(name: str, entry: int, segments: Sequence[Segment]) -> int:
 def check_fits(name: str, end: int, ram: Ram, ramdisk: Image | None = None) -> None:
     """Raise InputError unless RAM reaches to ``end`` and holds the initrd, if any, behind it."""
     need = end + (ramdisk.size if ramdisk else 0)
-    if need > ram.size:
+    if need > ram.low_end:
         reason = f" ({megabytes(ramdisk.size)} of it for {ramdisk.name})" if ramdisk else ""
         raise InputError(f"{name}: needs at least {megabytes(need)} of RAM{reason}, "
-                         f"but the machine has {ram.size >> 20}M")
+                         f"but the machine has {ram.low_end >> 20}M")
 
 
 def load_segments(image: Image, elf: Elf, ram: Ram) -> None:

@@ -25,9 +25,9 @@ def load(image: Image, ram: Ram, *, base: int | None = None, bits: int | None = 
         raise InputError(f"{image.name}: a flat binary has 16, 32 or 64 bits, not {bits}")
     base = DEFAULT_BASE[bits] if base is None else base
     end = base + image.size
-    if base < 0 or end > ram.size:
+    if base < 0 or end > ram.low_end:
         raise InputError(f"{image.name}: {image.size} bytes at {base:#x} do not fit into "
-                         f"{ram.size >> 20}M of RAM")
+                         f"{ram.low_end >> 20}M of RAM")
     if bits == 16:
         if base >= lowmem.HIGH_MEMORY:
             raise InputError(f"{image.name}: real mode cannot start at {base:#x}, above 1 MB")

@@ -72,12 +72,12 @@ def place(image: Image, ram: Ram, low: int, high: int) -> tuple[int, int]:
     High, so that it is out of the way of what the kernel allocates early. Raises InputError if it
     does not fit.
     """
-    top = min(ram.size, high)
+    top = min(ram.low_end, high)
     start = (top - image.size) & -PAGE
     if start < low:
         room = max(top - low, 0)
         raise InputError(
             f"{image.name}: the initrd has {megabytes(image.size)}, but only {room >> 20}M are "
-            f"free beside the kernel in {ram.size >> 20}M of RAM")
+            f"free beside the kernel in {ram.low_end >> 20}M of RAM")
     image.read_into(0, ram.view[start:start + image.size])
     return start, image.size

@@ -137,7 +137,7 @@ def _open_bzimage(image: FileImage, ram: Ram) -> Kernel:
     if header_end < _PAYLOAD_OFFSET + 8 or not get(_LOADFLAGS, "<B") & _LOADED_HIGH:
         raise InputError(f"{name}: its setup header is damaged, or it is not a bzImage")
     end = 0
-    limit = ram.size
+    limit = ram.low_end
     if protocol >= _PROTOCOL_INIT_SIZE:
         # init_size is what the kernel needs from its start on, unpacking included, so nothing
         # larger can come out.

@@ -94,9 +94,9 @@ def memory_map(ram: Ram) -> list[tuple[int, int, int]]:
     """The E820 map: (start, length in bytes, type) in ascending order, without gaps or overlaps."""
     entries = [(0, CONVENTIONAL_END, E820_RAM),
                (CONVENTIONAL_END, HIGH_MEMORY - CONVENTIONAL_END, E820_RESERVED)]
-    if ram.size > HIGH_MEMORY:
-        entries.append((HIGH_MEMORY, ram.size - HIGH_MEMORY, E820_RAM))
-    return entries
+    if ram.low_end > HIGH_MEMORY:
+        entries.append((HIGH_MEMORY, ram.low_end - HIGH_MEMORY, E820_RAM))
+    return entries + [(start, length, E820_RAM) for start, length in ram.regions[1:]]
 
 
 def write_cmdline(ram: Ram, cmdline: str, limit: int) -> int:

@@ -144,7 +144,7 @@ def _write_info(ram: Ram, cmdline: str, module: tuple[int, int] | None) -> None:
         start, size = module
         extra += struct.pack("<IIII", start, start + size, lowmem.INFO_EXTRA + 8, 0)
     # mem_lower and mem_upper are in KiB and count from 0 and from 1 MB.
-    upper = min(ram.size, _FOUR_GB) - lowmem.HIGH_MEMORY >> 10
+    upper = min(ram.low_end, _FOUR_GB) - lowmem.HIGH_MEMORY >> 10
     info = bytearray(_INFO_SIZE)
     struct.pack_into("<IIIIIII", info, 0, flags, lowmem.CONVENTIONAL_END >> 10, upper, 0, command,
                      1 if module else 0, modules_at)

@@ -14,7 +14,7 @@ _EXCEPTIONS = {
 #: Pseudo-exits of the memory unit; all other exits belong to the control unit.
 _MEMORY = frozenset({
     "translation", "TLB flush", "code page written", "page became code", "absent memory",
-    "page invalidation", "page fault injected",
+    "page invalidation", "page fault injected", "mmio",
 })
 #: Not counted in deterministic runs: Unicorn sizes its TLB by the host's clock (QEMU's cputlb.c,
 #: tlb_mmu_resize_locked), so how often it asks again for what it dropped is not the guest's doing.

@@ -302,6 +302,30 @@ cdef void python_out(Vm *vm, uint32_t port, int size, uint32_t value) noexcept w
         vm.kick = 1
         leave(vm)
 
+cdef uint64_t python_mmio_read(Vm *vm, uint64_t gpa, int size) noexcept with gil:
+    cdef uint64_t value = ~<uint64_t>0
+    try:
+        value = (<Vcpu>vm.owner).mmio_read(gpa, size)
+    except BaseException as error:
+        python_failed(vm, error)
+    mmio_done(vm)
+    return value
+
+cdef void python_mmio_write(Vm *vm, uint64_t gpa, int size, uint64_t value) noexcept with gil:
+    try:
+        (<Vcpu>vm.owner).mmio_write(gpa, size, value)
+    except BaseException as error:
+        python_failed(vm, error)
+    mmio_done(vm)
+
+cdef void mmio_done(Vm *vm) noexcept nogil:
+    """Unlike IN and OUT this is no exit of ours: the block goes on, and ends early if need be."""
+    if vm.python_wants:
+        vm.kick = 1
+        leave(vm)
+    elif vm.intr and interrupts_on(vm):
+        leave(vm)
+
 cdef void python_cpuid(Vm *vm) noexcept with gil:
     cdef uint64_t *regs = vm.env.regs
     try:

@@ -78,7 +78,7 @@ cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept n
             level = 2
             reserved |= PTE_HIGH
             table = (vm.cr3 & <uint64_t>0xffffffe0) + ((gva >> 30) & 3) * 8
-            if table + 8 > vm.ram_size:
+            if not is_ram(vm, table):
                 return page_fault(vm, gva, error)
             entry = (<uint64_t *>(vm.ram + table))[0]
             if not entry & PTE_P:
@@ -87,7 +87,7 @@ cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept n
         while True:
             shift = 3 + 9 * level
             table += ((gva >> shift) & 511) * 8
-            if table + 8 > vm.ram_size:
+            if not is_ram(vm, table):
                 return page_fault(vm, gva, error | PF_P | PF_RSVD)
             slot = <uint64_t *>(vm.ram + table)
             entry = slot[0]
@@ -124,7 +124,7 @@ cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept n
         out.executable = nx == 0
     else:
         table = (vm.cr3 & <uint64_t>0xfffff000) + ((gva >> 22) & 1023) * 4
-        if table + 4 > vm.ram_size:
+        if not is_ram(vm, table):
             return page_fault(vm, gva, error | PF_P | PF_RSVD)
         slot32 = <uint32_t *>(vm.ram + table)
         entry32 = slot32[0]
@@ -137,7 +137,7 @@ cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept n
                 slot32[0] = entry32 | PTE_A
             shift = 12
             table = (entry32 & <uint64_t>0xfffff000) + ((gva >> 12) & 1023) * 4
-            if table + 4 > vm.ram_size:
+            if not is_ram(vm, table):
                 return page_fault(vm, gva, error | PF_P | PF_RSVD)
             slot32 = <uint32_t *>(vm.ram + table)
             entry32 = slot32[0]
@@ -260,7 +260,7 @@ cdef bint fill_page(Vm *vm, Walk *found, int access, uc_tlb_entry *entry) noexce
     """Choose the page and the rights for a translation, and the page's new state if it changes."""
     cdef uint64_t gpn
     cdef CodePage *page
-    if found.gpa >= vm.ram_size:
+    if not is_ram(vm, found.gpa):
         if access == ACCESS_FETCH:
             vm.fault_gva = found.gpa
             vm.stop = STOP_VOID
@@ -312,7 +312,7 @@ cdef inline bint refuse(Vm *vm, uint64_t gva, int access) noexcept nogil:
 cdef uint8_t *touch(Vm *vm, uint64_t gva, int access, bint user) noexcept nogil:
     """Host address of one byte of guest memory with rights checked, or NULL with the fault set.
 
-    Memory that is not RAM answers NULL with fault_vector = 0: the caller treats it as absent.
+    Memory that is not RAM answers NULL with fault_vector = 0 and fault_gpa: a device's, or absent.
     """
     cdef Cached *slot
     cdef Walk found
@@ -331,7 +331,8 @@ cdef uint8_t *touch(Vm *vm, uint64_t gva, int access, bint user) noexcept nogil:
         return NULL
     if walk(vm, gva, access, user, &found) != 0:
         return NULL
-    if found.gpa >= vm.ram_size:
+    if not is_ram(vm, found.gpa):
+        vm.fault_gpa = found.gpa
         return NULL
     if access == ACCESS_WRITE:
         page = vm.code[found.gpa >> 12]
@@ -358,7 +359,7 @@ cdef int read_virt(Vm *vm, uint64_t gva, void *out, int length, bint user) noexc
         elif vm.fault_vector:
             return -1
         else:
-            memset(<uint8_t *>out + done, 0xff, part)
+            device_read(vm, vm.fault_gpa, <uint8_t *>out + done, part)
         done += part
         gva += part
     return 0
@@ -366,25 +367,28 @@ cdef int read_virt(Vm *vm, uint64_t gva, void *out, int length, bint user) noexc
 cdef int write_virt(Vm *vm, uint64_t gva, const void *data, int length, bint user) noexcept nogil:
     """Write guest-virtual memory; nothing is written if any part faults. 0, or -1."""
     cdef uint8_t *host
-    cdef uint8_t *host2
+    cdef uint8_t *host2 = NULL
+    cdef uint64_t gpa, gpa2 = 0
     cdef int part = 4096 - <int>(gva & 0xfff)
-    if part >= length:
-        host = touch(vm, gva, ACCESS_WRITE, user)
-        if host != NULL:
-            memcpy(host, data, length)
-        elif vm.fault_vector:
-            return -1
-        return 0
+    if part > length:
+        part = length
     host = touch(vm, gva, ACCESS_WRITE, user)
     if host == NULL and vm.fault_vector:
         return -1
-    host2 = touch(vm, gva + part, ACCESS_WRITE, user)
-    if host2 == NULL and vm.fault_vector:
-        return -1
+    gpa = vm.fault_gpa
+    if part < length:
+        host2 = touch(vm, gva + part, ACCESS_WRITE, user)
+        if host2 == NULL and vm.fault_vector:
+            return -1
+        gpa2 = vm.fault_gpa
     if host != NULL:
         memcpy(host, data, part)
+    else:
+        device_write(vm, gpa, <const uint8_t *>data, part)
     if host2 != NULL:
         memcpy(host2, <const uint8_t *>data + part, length - part)
+    elif part < length:
+        device_write(vm, gpa2, <const uint8_t *>data + part, length - part)
     return 0
 
 cdef int fetch_page(Vm *vm, uint64_t gva, uint64_t *gpn) noexcept nogil:
@@ -395,7 +399,7 @@ cdef int fetch_page(Vm *vm, uint64_t gva, uint64_t *gpn) noexcept nogil:
     if slot.page == tag and slot.gen == vm.gen:
         gpn[0] = slot.gpn
         return 0
-    if walk(vm, gva, ACCESS_FETCH, False, &found) != 0 or found.gpa >= vm.ram_size:
+    if walk(vm, gva, ACCESS_FETCH, False, &found) != 0 or not is_ram(vm, found.gpa):
         return -1
     slot.page = tag
     slot.gen = vm.gen
@@ -418,11 +422,73 @@ cdef int fetch_code(Vm *vm, uint64_t gva, uint8_t *out, int length) noexcept nog
         gva += part
     return done
 
+# Devices in memory ----------------------------------------------------------------------------
+#
+# All that is not RAM leads to one region of Unicorn's with these callbacks. A device has claimed the
+# address, and Python is asked (bt/machine/bus.py), or nobody has.
+
+cdef bint claimed(Vm *vm, uint64_t gpa) noexcept nogil:
+    """Whether a device answers at ``gpa``: binary search in the bus's sorted, disjoint ranges."""
+    cdef uint64_t low = 0, middle
+    cdef uint64_t high = vm.mmio[0]
+    while low < high:
+        middle = (low + high) >> 1
+        if vm.mmio[1 + 2 * middle] <= gpa:
+            low = middle + 1
+        else:
+            high = middle
+    return low > 0 and gpa < vm.mmio[2 * low]
+
+cdef uint64_t gpa_read(Vm *vm, uint64_t gpa, int size) noexcept nogil:
+    """A read of 1, 2, 4 or 8 bytes where no RAM is."""
+    if not claimed(vm, gpa):
+        vm.exits[EXIT_ABSENT] += 1
+        return ~<uint64_t>0
+    vm.exits[EXIT_MMIO] += 1
+    return python_mmio_read(vm, gpa, size)
+
+cdef void gpa_write(Vm *vm, uint64_t gpa, int size, uint64_t value) noexcept nogil:
+    if not claimed(vm, gpa):
+        vm.exits[EXIT_ABSENT] += 1
+        return
+    vm.exits[EXIT_MMIO] += 1
+    python_mmio_write(vm, gpa, size, value)
+
+cdef inline int device_part(uint64_t gpa, int length) noexcept nogil:
+    """The widest access at ``gpa`` that is aligned and has at most ``length`` bytes."""
+    cdef int size = 8
+    while size > length or gpa & (size - 1):
+        size >>= 1
+    return size
+
+cdef void device_read(Vm *vm, uint64_t gpa, uint8_t *out, int length) noexcept nogil:
+    """A read of the VMM's own, for an instruction or a frame, that is not in RAM."""
+    cdef uint64_t value
+    cdef int size
+    while length > 0:
+        size = device_part(gpa, length)
+        value = gpa_read(vm, gpa, size)
+        memcpy(out, &value, size)
+        out += size
+        gpa += size
+        length -= size
+
+cdef void device_write(Vm *vm, uint64_t gpa, const uint8_t *data, int length) noexcept nogil:
+    cdef uint64_t value
+    cdef int size
+    while length > 0:
+        size = device_part(gpa, length)
+        value = 0
+        memcpy(&value, data, size)
+        gpa_write(vm, gpa, size, value)
+        data += size
+        gpa += size
+        length -= size
+
 cdef uint64_t on_absent_read(uc_engine *uc, uint64_t offset, unsigned size,
                              void *data) noexcept nogil:
-    (<Vm *>data).exits[EXIT_ABSENT] += 1
-    return ~<uint64_t>0
+    return gpa_read(<Vm *>data, offset, size)
 
 cdef void on_absent_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_t value,
                           void *data) noexcept nogil:
-    (<Vm *>data).exits[EXIT_ABSENT] += 1
+    gpa_write(<Vm *>data, offset, size, value)

@@ -37,7 +37,7 @@ cdef inline bint window_wins(Vm *vm, uint64_t gva, Walk *found) noexcept nogil:
         return True
     if walk(vm, gva, ACCESS_READ, False, found) != 0:
         return True
-    return vm.pv != NULL and found.gpa >= vm.ram_size
+    return vm.pv != NULL and not is_ram(vm, found.gpa)
 
 # Hypercalls --------------------------------------------------------------------------------------
 

@@ -115,7 +115,8 @@ cdef enum:
     EXIT_STUB = 47              # stubs installed
     EXIT_UNSTUB = 48            # stubs taken back
     EXIT_PAGE_INVALIDATE = 49
-    EXIT_PSEUDO_COUNT = 50
+    EXIT_MMIO = 50              # memory accesses that reached a device
+    EXIT_PSEUDO_COUNT = 51
 
 cdef struct PvTrap:             # an INT3 that `bt patch` put in place of an instruction
     uint64_t pa                 # Unicorn-physical address of the INT3
@@ -228,7 +229,10 @@ cdef struct Vm:
     char *cpu
     void *owner                 # the Vcpu object, for callbacks into Python
     uint8_t *ram
-    uint64_t ram_size
+    uint64_t ram_size           # first address above all RAM
+    uint64_t hole               # start and length of the part below that is not RAM
+    uint64_t hole_size
+    const uint64_t *mmio        # claimed ranges: bt/machine/bus.py says how
     uint8_t *copies
     uint8_t *window
     uint64_t *page              # the per-vCPU page (first page of the window)
@@ -263,6 +267,7 @@ cdef struct Vm:
     uint32_t fault_error        # of the fault being raised
     uint64_t fault_gva
     int fault_vector
+    uint64_t fault_gpa          # where `touch` found no RAM
     int fill_refused
     uint64_t shadow             # linear RIP that interrupts must not be taken at (STI, MOV SS), 0
     int stepping                # running the one instruction at vm.shadow, by our own TF
@@ -337,6 +342,9 @@ cdef struct Vm:
 # place that defines them; vcpu.pyx fills these in at import.
 cdef int PG_VIF, PG_VIOPL, PG_PENDING, PG_SAVE0, PG_SAVE1, PG_KGS, PG_CS, PG_SS
 cdef int PG_CR0, PG_CR2, PG_CR3, PG_CR4
+
+cdef inline bint is_ram(Vm *vm, uint64_t gpa) noexcept nogil:
+    return gpa < vm.ram_size and gpa - vm.hole >= vm.hole_size
 
 cdef inline uint64_t linear(Vm *vm, uint64_t rip) noexcept nogil:
     """Linear address of an offset in CS."""

@@ -76,6 +76,7 @@ PSEUDO_EXITS = {
     EXIT_BLOCK_AGAIN: "block translated again", EXIT_STALE_TRAP: "stale trap",
     EXIT_IO_PYTHON: "port access to a device", EXIT_STUB: "stub installed",
     EXIT_UNSTUB: "stub taken back", EXIT_PAGE_INVALIDATE: "page invalidation",
+    EXIT_MMIO: "mmio",
 }
 
 WINDOW_ADDRESS = WINDOW
@@ -171,6 +172,7 @@ cdef class Vcpu:
     cdef Py_buffer read_kind_buffer
     cdef Py_buffer write_kind_buffer
     cdef Py_buffer value_buffer
+    cdef Py_buffer mmio_buffer
     cdef readonly object copies_map
     cdef readonly object window_map
     cdef Py_buffer copies_buffer
@@ -179,6 +181,8 @@ cdef class Vcpu:
     cdef object acknowledge
     cdef object port_read
     cdef object port_write
+    cdef object mmio_read
+    cdef object mmio_write
     cdef object cpuid
     cdef object read_msr
     cdef object write_msr
@@ -205,6 +209,8 @@ cdef class Vcpu:
         self.acknowledge = policy.acknowledge
         self.port_read = bus.read
         self.port_write = bus.write
+        self.mmio_read = bus.read_mmio
+        self.mmio_write = bus.write_mmio
         self.cpuid = policy.cpuid
         self.read_msr = policy.read_msr
         self.write_msr = policy.write_msr
@@ -215,12 +221,15 @@ cdef class Vcpu:
         PyObject_GetBuffer(bus.read_kind, &self.read_kind_buffer, PyBUF_WRITABLE)
         PyObject_GetBuffer(bus.write_kind, &self.write_kind_buffer, PyBUF_WRITABLE)
         PyObject_GetBuffer(bus.value, &self.value_buffer, PyBUF_WRITABLE)
+        PyObject_GetBuffer(bus.mmio_ranges, &self.mmio_buffer, PyBUF_WRITABLE)
         self.copies_map = mmap.mmap(-1, COPY_PAGES * 4096)
         self.window_map = mmap.mmap(-1, WINDOW_SIZE)
         PyObject_GetBuffer(self.copies_map, &self.copies_buffer, PyBUF_WRITABLE)
         PyObject_GetBuffer(self.window_map, &self.window_buffer, PyBUF_WRITABLE)
         vm.ram = <uint8_t *>self.ram_buffer.buf
         vm.ram_size = ram.size
+        vm.hole, vm.hole_size = ram.hole
+        vm.mmio = <uint64_t *>self.mmio_buffer.buf
         vm.copies = <uint8_t *>self.copies_buffer.buf
         vm.window = <uint8_t *>self.window_buffer.buf
         vm.page = <uint64_t *>vm.window
@@ -362,6 +371,7 @@ cdef class Vcpu:
         PyBuffer_Release(&self.read_kind_buffer)
         PyBuffer_Release(&self.write_kind_buffer)
         PyBuffer_Release(&self.value_buffer)
+        PyBuffer_Release(&self.mmio_buffer)
         PyBuffer_Release(&self.copies_buffer)
         PyBuffer_Release(&self.window_buffer)
         free(vm)

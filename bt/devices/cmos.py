@@ -63,7 +63,7 @@ class Cmos:
         bus.claim(self, INDEX, 2)
 
     def _store_ram_size(self, size: int) -> None:
-        """What a PC's firmware leaves here about memory, and the checksum over it."""
+        """What a PC's firmware leaves here about memory below 4 GB, and the checksum over it."""
         memory = self._memory
 
         def store(at: int, value: int) -> None:

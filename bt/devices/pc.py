@@ -21,9 +21,11 @@ after power-on, with all interrupts masked.
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import MappingProxyType
 
 from bt.devices.cmos import Cmos
 from bt.devices.debugport import DebugPort
+from bt.devices.pci import PciHost
 from bt.devices.pic import Pic8259Pair
 from bt.devices.pit import Pit8254
 from bt.devices.reset import PowerControl
@@ -74,3 +76,27 @@ class LegacyPc:
         """Hand on all collected output: call when the guest idles, stops, or now and then."""
         for port in (self.com1, self.com2, self.com3, self.debug):
             port.flush()
+
+
+#: IRQs of the four PCI interrupt lines at the 8259s, which are level-triggered there.
+PCI_IRQS = (10, 11, 10, 11)
+
+
+class Pc(LegacyPc):
+    """The same board with PCI: ``pci`` is the host bridge. PCI's lines are IRQ 10 and 11."""
+
+    def __init__(self, clock: Clock, timers: TimerQueue, bus: Bus, ram_size: int, *,
+                 wallclock_s: int = 0) -> None:
+        super().__init__(clock, timers, bus, ram_size, wallclock_s=wallclock_s)
+        irq10 = shared_line(lambda level: self.pic.set_irq(10, level), 2)
+        irq11 = shared_line(lambda level: self.pic.set_irq(11, level), 2)
+        for irq in PCI_IRQS:
+            self.pic.set_level_triggered(irq)
+        self.pci = PciHost(bus, (irq10[0], irq11[0], irq10[1], irq11[1]), PCI_IRQS)
+
+
+#: What ``--machine`` can be, and what each is.
+MACHINES = MappingProxyType({
+    "pc": "a PC with PCI",
+    "legacy": "8259, 8254, serial ports and a clock: what every kernel can boot on",
+})

@@ -184,6 +184,11 @@ class Pic8259Pair:
             self._slave.drive(line - 8, level)
             self._update()
 
+    def set_level_triggered(self, line: int) -> None:
+        """What firmware does for PCI's lines: set the bit in the ELCR."""
+        port = ELCR + (line >> 3)
+        self.write_port(port, 1, self.read_port(port, 1) | 1 << (line & 7))
+
     def acknowledge(self) -> int:
         """The CPU's interrupt acknowledge cycle: the vector (0-255) to deliver."""
         line = self._master.pending()

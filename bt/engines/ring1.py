@@ -55,7 +55,8 @@ def attach(host: EngineHost, path: Path) -> Declaration:
             raise InputError(f"{image.name}: is not paravirtual: `bt patch` makes it so (Linux "
                              "needs no patch: it speaks Xen's interface)")
         if declared.hypercall_page:
-            if declared.hypercall_page % _PAGE or declared.hypercall_page + _PAGE > host.ram.size:
+            if declared.hypercall_page % _PAGE or \
+                    not host.ram.contains(declared.hypercall_page, _PAGE):
                 raise InputError(f"{image.name}: its note wants a hypercall page at "
                                  f"{declared.hypercall_page:#x}, which is no page of RAM")
             host.ram.write(declared.hypercall_page, pvabi.hypercall_page())

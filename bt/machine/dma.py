@@ -24,13 +24,13 @@ class Dma:
     """
 
     def __init__(self, ram: Ram, write_begin: Callable[[int, int], None]) -> None:
-        self.size = ram.size
+        self._contains = ram.contains
         self.ram = ram.view
         self.write_begin = write_begin
 
     def check(self, gpa: int, length: int) -> None:
         """Raise DmaError unless ``length`` bytes from ``gpa`` are RAM (none at all are not)."""
-        if not (length > 0 and 0 <= gpa <= self.size - length):
+        if length <= 0 or not self._contains(gpa, length):
             raise DmaError(f"{gpa:#x}+{length:#x} is not RAM")
 
     def readable(self, gpa: int, length: int) -> memoryview:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from bt import boot
-from bt.devices.pc import LegacyPc
+from bt.devices.pc import MACHINES, LegacyPc, Pc
 from bt.devices.reset import PowerControl
 from bt.engines import ENGINES
 from bt.engines.base import GuestFile
@@ -62,29 +62,34 @@ class _CpuClock:
 class Machine:
     """A legacy PC with one virtual CPU.
 
-    ``engine``: a name of bt.engines.ENGINES. ``ram_bytes``: guest RAM. ``deterministic``: virtual
-    time counts executed work, so that a run repeats exactly. ``trace``: a stream for one line an
+    ``engine``: a name of bt.engines.ENGINES. ``machine``: a name of bt.devices.pc.MACHINES; a Xen
+    domain has neither. ``ram_bytes``: guest RAM. ``deterministic``: virtual time counts executed
+    work, so that a run repeats exactly. ``trace``: a stream for one line an
     exit. ``console`` takes what COM1 sends; ``channels`` maps 2 and 3 to sinks of COM2 and COM3.
     ``audit`` checks the real privilege level on every executed block (slow). Raises InputError.
     """
 
-    def __init__(self, *, engine: str = "bt", ram_bytes: int = 256 << 20,
+    def __init__(self, *, engine: str = "bt", machine: str = "legacy", ram_bytes: int = 256 << 20,
                  deterministic: bool = False, trace: TextIO | None = None,
                  console: Callable[[bytes], None] = lambda data: None,
                  channels: Mapping[int, Callable[[bytes], None]] | None = None,
                  audit: bool = False, hot: int = HOT) -> None:
         if engine not in ENGINES:
             raise InputError(f"no engine {engine!r}: one of {', '.join(ENGINES)}")
+        if machine not in MACHINES:
+            raise InputError(f"no machine {machine!r}: one of {', '.join(MACHINES)}")
         self.engine = ENGINES[engine]
         self._engine = self.engine.open()
         self.guest_bytes = ram_bytes & ~0xFFF
-        self.ram = Ram(ram_bytes + self._engine.extra_ram(ram_bytes))
+        extra = self._engine.extra_ram(ram_bytes)
+        self.ram = Ram(ram_bytes + extra, hole=machine == "pc" and not extra)
         self.bus = Bus()
         clock = _CpuClock()
         self.timers = TimerQueue(clock)
         self.wallclock_s = 0 if deterministic else int(time.time())
-        self.pc = LegacyPc(clock, self.timers, self.bus, self.ram.size,
-                           wallclock_s=self.wallclock_s)
+        make_pc = Pc if machine == "pc" else LegacyPc
+        self.pc = make_pc(clock, self.timers, self.bus, self.ram.size,
+                          wallclock_s=self.wallclock_s)
         self._tracer = Tracer(trace)
         self.acknowledge = self.pc.pic.acknowledge
         self.cpuid = cpuid.cpuid
