@@ -21,16 +21,18 @@ class Dma:
     """Views of guest RAM for devices; belongs to the vCPU's thread.
 
     ``write_begin(gpa, length)``: the vCPU's ``dma_write_begin``, called with ranges inside RAM.
+    ``contains`` and ``low_end`` are the RAM's.
     """
 
     def __init__(self, ram: Ram, write_begin: Callable[[int, int], None]) -> None:
-        self._contains = ram.contains
+        self.low_end = ram.low_end
+        self.contains = ram.contains
         self.ram = ram.view
         self.write_begin = write_begin
 
     def check(self, gpa: int, length: int) -> None:
         """Raise DmaError unless ``length`` bytes from ``gpa`` are RAM (none at all are not)."""
-        if length <= 0 or not self._contains(gpa, length):
+        if length <= 0 or not self.contains(gpa, length):
             raise DmaError(f"{gpa:#x}+{length:#x} is not RAM")
 
     def readable(self, gpa: int, length: int) -> memoryview:

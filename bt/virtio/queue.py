@@ -240,7 +240,8 @@ class Virtqueue:
 
     def _walk(self, head: int) -> tuple[list[Buffer], list[Buffer]]:
         """The buffers of a chain, each checked (2.7.5). Raises _Lie."""
-        ram, size, limit = self._dma.ram, self._dma.size, self.size
+        ram, limit = self._dma.ram, self.size
+        low_end, contains = self._dma.low_end, self._dma.contains
         table, entries = self.descriptors, limit
         out: list[Buffer] = []
         in_: list[Buffer] = []
@@ -252,7 +253,7 @@ class Virtqueue:
             if seen > limit:
                 raise _Lie("it is a loop, or longer than the queue")
             gpa, length, flags, next_ = _DESCRIPTOR.unpack_from(ram, table + 16 * index)
-            if not length or gpa > size - length:
+            if not length or (gpa > low_end - length and not contains(gpa, length)):
                 raise _Lie(f"a buffer at {gpa:#x}+{length:#x} is not RAM")
             if flags & DESC_INDIRECT:
                 if not self.indirect or indirect or flags & DESC_NEXT or length % 16:
