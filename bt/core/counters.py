@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 
 from translator.sensitive import TABLE
 
-_EXCEPTIONS = {
+#: Names of exceptions by vector.
+EXCEPTIONS = {
     0: "#DE", 1: "#DB", 3: "#BP", 4: "#OF", 5: "#BR", 6: "#UD", 7: "#NM", 8: "#DF", 10: "#TS",
     11: "#NP", 12: "#SS", 13: "#GP", 14: "#PF", 16: "#MF", 17: "#AC", 19: "#XM",
 }
 #: Pseudo-exits of the memory unit; all other exits belong to the control unit.
-_MEMORY = frozenset({
+MEMORY_UNIT = frozenset({
     "translation", "TLB flush", "code page written", "page became code", "absent memory",
     "page invalidation", "page fault injected", "mmio",
 })
@@ -26,7 +27,7 @@ _TRANSLATION = (
 
 
 def _pseudo(counts: Sequence[int], names: Mapping[int, str]) -> dict[str, int]:
-    named = {f"exception {_EXCEPTIONS.get(i, i)}": counts[i] for i in range(32) if counts[i]}
+    named = {f"exception {EXCEPTIONS.get(i, i)}": counts[i] for i in range(32) if counts[i]}
     return named | {name: counts[i] for i, name in names.items() if counts[i]}
 
 
@@ -40,7 +41,7 @@ def exit_counts(rows: Sequence[int], counts: Sequence[int], names: Mapping[int, 
     control = {row.name: rows[row.id] for row in TABLE if rows[row.id]}
     memory = {}
     for name, count in _pseudo(counts, names).items():
-        if name not in _MEMORY:
+        if name not in MEMORY_UNIT:
             if name not in _TRANSLATION:
                 control[name] = count
         elif not (deterministic and name in _HOST_TIMED):

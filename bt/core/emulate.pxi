@@ -515,7 +515,7 @@ cdef void do_undefined(Vm *vm, Insn *insn) noexcept nogil:
 cdef void do_invlpg(Vm *vm, Insn *insn) noexcept nogil:
     if kernel_only(vm):
         flush_page(vm, ea_linear(vm, insn))
-        vm.exits[EXIT_PAGE_INVALIDATE] += 1
+        note(vm, EXIT_PAGE_INVALIDATE, ea_linear(vm, insn), 0)
 
 cdef void do_nothing_privileged(Vm *vm, Insn *insn) noexcept nogil:
     """WBINVD, INVD: there are no caches to write back."""

@@ -15,6 +15,11 @@ cdef inline bint pushes_error(int vector) noexcept nogil:
 cdef void raise_exception(Vm *vm, int vector, uint32_t error) noexcept nogil:
     """Deliver an exception at env.eip, with the rules for faults during delivery."""
     cdef int first = vector
+    cdef uint64_t rip = vm.env.eip
+    if vm.hooked[ROWS + (vector & 31)] and not exception_before(vm, &vector, &error):
+        return
+    first = vector
+    vm.raised += 1
     if vector == EX_PF:
         vm.cr2 = vm.fault_gva
         vm.page[PG_CR2] = vm.cr2
@@ -41,6 +46,10 @@ cdef void raise_exception(Vm *vm, int vector, uint32_t error) noexcept nogil:
             vector = vm.fault_vector
             error = vm.fault_error if vector == EX_PF else vm.fault_error | 1
         first = vector
+        if vm.hooked[ROWS + (vector & 31)] and not exception_before(vm, &vector, &error):
+            return
+    if vm.hooked[ROWS + (vector & 31)]:
+        event_after(vm, ROWS + (vector & 31), rip, error, vm.cr2)
 
 cdef void raise_pending(Vm *vm) noexcept nogil:
     """Raise what vm.fault_* describes, at the instruction being emulated."""
@@ -57,9 +66,15 @@ cdef void raise_ud(Vm *vm) noexcept nogil:
 
 cdef void soft_interrupt(Vm *vm, int vector, uint64_t start) noexcept nogil:
     """INT n, INT3, INTO: env.eip is behind the instruction, ``start`` at it."""
-    if deliver(vm, vector, True, False, 0) != 0 and not vm.stop:
-        vm.env.eip = start
-        raise_exception(vm, vm.fault_vector, vm.fault_error)
+    cdef int hooked = vm.hooked[ROWS + EXIT_SOFTINT]
+    if hooked and not event_before(vm, ROWS + EXIT_SOFTINT, start, vm.env.eip, vector, 0):
+        return
+    if deliver(vm, vector, True, False, 0) != 0:
+        if not vm.stop:
+            vm.env.eip = start
+            raise_exception(vm, vm.fault_vector, vm.fault_error)
+    elif hooked:
+        event_after(vm, ROWS + EXIT_SOFTINT, start, vector, 0)
 
 cdef int deliver(Vm *vm, int vector, bint soft, bint has_error, uint32_t error) noexcept nogil:
     """One delivery attempt with no effect unless it succeeds. 0, or -1 with vm.fault_*."""
@@ -279,6 +294,7 @@ cdef int deliver_real(Vm *vm, int vector) noexcept nogil:
 cdef void take_irq(Vm *vm) noexcept nogil:
     """Inject the interrupt controller's vector if the guest can take it here."""
     cdef int vector
+    cdef uint64_t rip
     if not vm.intr or not interrupts_on(vm) or vm.stop:
         return
     if vm.shadow and vm.shadow == linear(vm, vm.env.eip):
@@ -289,9 +305,16 @@ cdef void take_irq(Vm *vm) noexcept nogil:
         return
     vm.exits[EXIT_IRQ] += 1
     vm.halted = 0
-    if deliver(vm, vector, False, False, 0) != 0 and not vm.stop:
-        raise_exception(vm, vm.fault_vector,
-                        vm.fault_error if vm.fault_vector == EX_PF else vm.fault_error | 1)
+    rip = vm.env.eip
+    if vm.hooked[ROWS + EXIT_IRQ] and \
+            not event_before(vm, ROWS + EXIT_IRQ, rip, rip, vector, 0):
+        return
+    if deliver(vm, vector, False, False, 0) != 0:
+        if not vm.stop:
+            raise_exception(vm, vm.fault_vector, vm.fault_error
+                            if vm.fault_vector == EX_PF else vm.fault_error | 1)
+    elif vm.hooked[ROWS + EXIT_IRQ]:
+        event_after(vm, ROWS + EXIT_IRQ, rip, vector, 0)
 
 cdef void interrupts_opened(Vm *vm, bint shadow) noexcept nogil:
     """IF just became 1. A pending interrupt comes now, or after one more instruction (STI)."""

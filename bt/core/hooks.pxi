@@ -14,6 +14,9 @@ cdef void emulate(Vm *vm, int row, uint64_t rip, const uint8_t *code, int length
     """Do one sensitive instruction on the virtual CPU."""
     cdef Insn insn
     cdef bint stepping
+    cdef int hooked = vm.hooked[row]
+    cdef uint64_t before[3]
+    cdef uint32_t raised
     vm.rip = rip
     if vm.intr and interrupts_on(vm):
         # A pending interrupt is older than this instruction.
@@ -27,14 +30,25 @@ cdef void emulate(Vm *vm, int row, uint64_t rip, const uint8_t *code, int length
     vm.row_exits[row] += 1
     stepping = (vm.env.eflags & FL_TF) != 0
     vm.env.eip = vm.next_rip
-    if not decode(vm, code, length, bits, &insn):
-        raise_ud(vm)
-        return
-    if vm.tracing:
-        python_trace(vm, row, 0)
-    vm.handlers[row](vm, &insn)
-    if vm.env.eip != vm.next_rip:
-        return
+    if hooked:
+        note_registers(vm, before)
+        if not row_before(vm, row, rip, code, length, before):
+            hooked = 0
+            if vm.env.eip != vm.next_rip:
+                return
+            row = SKIPPED
+    if row != SKIPPED:
+        if not decode(vm, code, length, bits, &insn):
+            raise_ud(vm)
+            return
+        if vm.tracing:
+            python_trace(vm, row, 0)
+        raised = vm.raised
+        vm.handlers[row](vm, &insn)
+        if hooked & HOOK_AFTER and vm.raised == raised:
+            row_after(vm, row, code, length, before)
+        if vm.env.eip != vm.next_rip:
+            return
     if stepping:
         vm.dr[6] |= 0x4000
         raise_exception(vm, EX_DB, 0)
@@ -68,7 +82,10 @@ cdef void emulate_site(Vm *vm, Site *site, uint64_t rip, uint64_t gva) noexcept 
         code = copy
     site.hits += 1
     if site.hits == vm.hot and not site.fixed and not site.stub:
-        python_hot(vm, site, gva)
+        if vm.hooked[row]:
+            site.fixed = 2      # a stub would not come to the hook
+        else:
+            python_hot(vm, site, gva)
     emulate(vm, row, rip, code, length, bits)
 
 cdef void stub_slow(Vm *vm, Stub *stub) noexcept nogil:
@@ -157,7 +174,7 @@ cdef void on_interrupt(uc_engine *uc, uint32_t vector, void *data) noexcept nogi
         if fetch_code(vm, gva - 1, byte, 2) == 2 and byte[1] != 0xcc and \
                 not (byte[0] == 0xcd and byte[1] == 3):
             # Our own trap, of a page that was written while its block still ran: run the new bytes.
-            vm.exits[EXIT_STALE_TRAP] += 1
+            note(vm, EXIT_STALE_TRAP, gva, 0)
             env.eip -= 1
             return
         soft_event(vm, vector, 2 if byte[1] == 3 else 1)
@@ -218,26 +235,47 @@ cdef void on_syscall(uc_engine *uc, void *data) noexcept nogil:
     """SYSCALL never executes in Unicorn; afterwards it adds the instruction's length to RIP."""
     cdef Vm *vm = <Vm *>data
     cdef int length = entry_length(vm, 0x05)
+    cdef uint64_t start = vm.env.eip
+    cdef uint64_t number = vm.env.regs[RAX]
+    cdef int hooked = vm.hooked[ROWS + EXIT_SYSCALL]
     audit(vm)
     end_step(vm)
     if vm.tracing:
         python_trace(vm, -3, 0)
+    if vm.xen != NULL and vm.cpl == 0:
+        hooked = 0              # a hypercall, which has its own hook
+    if hooked and not event_before(vm, ROWS + EXIT_SYSCALL, start, start + length, number, 0):
+        vm.env.eip -= length
+        return
+    vm.env.eip = start
     if vm.xen != NULL:
         xen_syscall(vm, length)
     else:
         do_syscall(vm, length)
+    if hooked:
+        event_after(vm, ROWS + EXIT_SYSCALL, start, number, 0)
     vm.env.eip -= length
 
 cdef void on_sysenter(uc_engine *uc, void *data) noexcept nogil:
     cdef Vm *vm = <Vm *>data
     cdef int length = entry_length(vm, 0x34)
+    cdef uint64_t start = vm.env.eip
+    cdef uint64_t number = vm.env.regs[RAX]
+    cdef int hooked = vm.hooked[ROWS + EXIT_SYSENTER]
     end_step(vm)
+    if hooked and not event_before(vm, ROWS + EXIT_SYSENTER, start, start + length, number, 0):
+        vm.env.eip -= length
+        return
+    vm.env.eip = start
     do_sysenter(vm)
+    if hooked:
+        event_after(vm, ROWS + EXIT_SYSENTER, start, number, 0)
     vm.env.eip -= length
 
 cdef int on_cpuid(uc_engine *uc, void *data) noexcept nogil:
     """CPUID does not fault at any privilege. Under `bt` it was rewritten before it got here."""
-    python_cpuid(<Vm *>data)
+    (<Vm *>data).rip = (<Vm *>data).env.eip
+    cpuid_exit(<Vm *>data, LIMIT_NO_INJECT)
     return 1
 
 cdef uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *data) noexcept nogil:
@@ -246,6 +284,7 @@ cdef uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *data) noexcept
     A refused access cannot raise #GP from here; it reads as absent (quirks).
     """
     cdef Vm *vm = <Vm *>data
+    vm.rip = vm.env.eip
     if not io_allowed(vm, port, size):
         return <uint64_t>0xffffffff
     return port_in(vm, port, size)
@@ -253,6 +292,7 @@ cdef uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *data) noexcept
 cdef void on_out(uc_engine *uc, uint32_t port, int size, uint32_t value,
                  void *data) noexcept nogil:
     cdef Vm *vm = <Vm *>data
+    vm.rip = vm.env.eip
     if io_allowed(vm, port, size):
         port_out(vm, port, size, value)
 

@@ -21,6 +21,18 @@ cdef bint io_allowed(Vm *vm, uint32_t port, int size) noexcept nogil:
     return (bits >> (port & 7)) & ((1 << size) - 1) == 0
 
 cdef uint32_t port_in(Vm *vm, uint32_t port, int size) noexcept nogil:
+    if vm.hooked[HOOK_PORT_READ]:
+        return port_read_hook(vm, port, size)
+    return port_read(vm, port, size)
+
+cdef void port_out(Vm *vm, uint32_t port, int size, uint32_t value) noexcept nogil:
+    if not vm.hooked[HOOK_PORT_WRITE]:
+        port_write(vm, port, size, value)
+    elif port_hook(vm, HOOK_PORT_WRITE, HOOK_BEFORE, port, size, &value):
+        port_write(vm, port, size, value)
+        port_hook(vm, HOOK_PORT_WRITE, HOOK_AFTER, port, size, &value)
+
+cdef uint32_t port_read(Vm *vm, uint32_t port, int size) noexcept nogil:
     cdef int kind = vm.port_read_kind[port & 0xffff]
     if size == 1:
         if kind == 0:
@@ -34,7 +46,7 @@ cdef uint32_t port_in(Vm *vm, uint32_t port, int size) noexcept nogil:
     vm.exits[EXIT_IO_PYTHON] += 1
     return python_in(vm, port & 0xffff, size)
 
-cdef void port_out(Vm *vm, uint32_t port, int size, uint32_t value) noexcept nogil:
+cdef void port_write(Vm *vm, uint32_t port, int size, uint32_t value) noexcept nogil:
     cdef int i
     for i in range(size):
         if vm.port_write_kind[(port + i) & 0xffff]:

@@ -173,7 +173,7 @@ cdef void flush_tlb(Vm *vm) noexcept nogil:
     vm.gen += 1
     vm.flush_gen += 1
     vm.n_locals = 0
-    vm.exits[EXIT_TLB_FLUSH] += 1
+    note(vm, EXIT_TLB_FLUSH, 0, 0)
 
 cdef void flush_page(Vm *vm, uint64_t gva) noexcept nogil:
     """INVLPG: one page only. The write grants of other pages stay valid."""
@@ -224,6 +224,9 @@ cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
             return False
     else:
         gva &= <uint64_t>0xffffffff
+    if vm.hooked[ROWS + EXIT_TLB_FILL] and not fill_before(vm, gva, access):
+        vm.fill_refused = 1
+        return False
     if in_window(vm, gva) and not user:
         if window_wins(vm, gva, &found):
             entry.paddr = PA_WINDOW + window_offset(vm, gva)
@@ -254,6 +257,8 @@ cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
         if vm.n_locals < MAX_LOCALS:
             vm.locals[vm.n_locals] = gva
         vm.n_locals += vm.n_locals <= MAX_LOCALS
+    if vm.hooked[ROWS + EXIT_TLB_FILL] & HOOK_AFTER:
+        fill_after(vm, gva, access, found.gpa)
     return True
 
 cdef bint fill_page(Vm *vm, Walk *found, int access, uc_tlb_entry *entry) noexcept nogil:
@@ -441,18 +446,24 @@ cdef bint claimed(Vm *vm, uint64_t gpa) noexcept nogil:
 
 cdef uint64_t gpa_read(Vm *vm, uint64_t gpa, int size) noexcept nogil:
     """A read of 1, 2, 4 or 8 bytes where no RAM is."""
-    if not claimed(vm, gpa):
-        vm.exits[EXIT_ABSENT] += 1
-        return ~<uint64_t>0
-    vm.exits[EXIT_MMIO] += 1
-    return python_mmio_read(vm, gpa, size)
+    cdef uint64_t value = ~<uint64_t>0
+    cdef bint device = claimed(vm, gpa)
+    cdef int exit = EXIT_MMIO if device else EXIT_ABSENT
+    vm.exits[exit] += 1
+    if memory_hook(vm, exit, HOOK_BEFORE, gpa, size, ACCESS_READ, &value):
+        if device:
+            value = python_mmio_read(vm, gpa, size)
+        memory_hook(vm, exit, HOOK_AFTER, gpa, size, ACCESS_READ, &value)
+    return value
 
 cdef void gpa_write(Vm *vm, uint64_t gpa, int size, uint64_t value) noexcept nogil:
-    if not claimed(vm, gpa):
-        vm.exits[EXIT_ABSENT] += 1
-        return
-    vm.exits[EXIT_MMIO] += 1
-    python_mmio_write(vm, gpa, size, value)
+    cdef bint device = claimed(vm, gpa)
+    cdef int exit = EXIT_MMIO if device else EXIT_ABSENT
+    vm.exits[exit] += 1
+    if memory_hook(vm, exit, HOOK_BEFORE, gpa, size, ACCESS_WRITE, &value):
+        if device:
+            python_mmio_write(vm, gpa, size, value)
+        memory_hook(vm, exit, HOOK_AFTER, gpa, size, ACCESS_WRITE, &value)
 
 cdef inline int device_part(uint64_t gpa, int length) noexcept nogil:
     """The widest access at ``gpa`` that is aligned and has at most ``length`` bytes."""

@@ -46,16 +46,16 @@ cdef CodePage *page_to_code(Vm *vm, uint64_t gpn) noexcept nogil:
     page.gpn = <uint32_t>gpn
     page.copy = -1
     vm.code[gpn] = page
-    vm.exits[EXIT_CODE_PAGE] += 1
     if vm.write_gen[gpn] == vm.flush_gen:
         flush_tlb(vm)
+    note(vm, EXIT_CODE_PAGE, gpn << 12, 0)
     return page
 
 cdef void page_to_data(Vm *vm, CodePage *page) noexcept nogil:
     """Make a code page a data page: its translations, sites and copy are gone."""
     cdef Site *site = page.sites
     cdef Site *after
-    vm.exits[EXIT_SMC] += 1
+    cdef uint64_t gpa = <uint64_t>page.gpn << 12
     drop_blocks(vm, <uint64_t>page.gpn << 12, 4096)
     if page.copy >= 0:
         drop_blocks(vm, PA_COPY + (<uint64_t>page.copy << 12), 4096)
@@ -68,6 +68,7 @@ cdef void page_to_data(Vm *vm, CodePage *page) noexcept nogil:
     page.next_free = vm.free_pages
     vm.free_pages = page
     flush_tlb(vm)
+    note(vm, EXIT_SMC, gpa, 0)
 
 cdef bint page_copy(Vm *vm, CodePage *page) noexcept nogil:
     """Give a code page its copy, if it has none. False when the pool is used up."""

@@ -139,7 +139,7 @@ cdef int64_t pv_write_cr(Vm *vm, uint64_t a, uint64_t b, uint64_t c) noexcept no
 
 cdef int64_t pv_invlpg(Vm *vm, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
     flush_page(vm, a)
-    vm.exits[EXIT_PAGE_INVALIDATE] += 1
+    note(vm, EXIT_PAGE_INVALIDATE, a, 0)
     return 0
 
 cdef int64_t pv_flush_tlb(Vm *vm, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
@@ -190,7 +190,7 @@ cdef int64_t pv_cpuid(Vm *vm, uint64_t a, uint64_t b, uint64_t c) noexcept nogil
     """Leaf a, subleaf b: the results are in EAX, EBX, ECX and EDX, so there is no error."""
     vm.env.regs[RAX] = a & <uint64_t>0xffffffff
     vm.env.regs[RCX] = b & <uint64_t>0xffffffff
-    python_cpuid(vm)
+    cpuid_exit(vm, LIMIT_NO_INJECT)
     return <int64_t>vm.env.regs[RAX]
 
 cdef int64_t pv_read_tsc(Vm *vm, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
@@ -276,6 +276,20 @@ cdef void pv_return(Vm *vm, bint is_iret) noexcept nogil:
         move_stack(vm, size)
         do_iret(vm, &insn)
 
+cdef int64_t pv_call(Vm *vm, uint64_t number, uint64_t a, uint64_t b, uint64_t c) noexcept nogil:
+    cdef uint64_t args[4]
+    cdef int64_t result = 0
+    if not vm.hooked[HOOK_HYPERCALL]:
+        return pv_table[number](vm, a, b, c)
+    args[0] = number
+    args[1] = a
+    args[2] = b
+    args[3] = c
+    if hypercall_before(vm, args, 4, &result):
+        result = pv_table[number](vm, a, b, c)
+        hypercall_after(vm, args, 4, &result)
+    return result
+
 cdef void pv_hypercall(Vm *vm) noexcept nogil:
     """INT 0x82 in the kernel: env.eip is behind it."""
     cdef uint64_t *regs = vm.env.regs
@@ -288,12 +302,12 @@ cdef void pv_hypercall(Vm *vm) noexcept nogil:
     if number == vm.pv.iret or number == vm.pv.sysret:
         pv_return(vm, number == vm.pv.iret)
     elif code_bits(vm) == 64:
-        result = pv_table[number](vm, regs[RDI], regs[RSI], regs[RDX])
+        result = pv_call(vm, number, regs[RDI], regs[RSI], regs[RDX])
         regs[RAX] = <uint64_t>result
     else:
-        result = pv_table[number](vm, regs[RBX] & <uint64_t>0xffffffff,
-                                  regs[RCX] & <uint64_t>0xffffffff,
-                                  regs[RDX] & <uint64_t>0xffffffff)
+        result = pv_call(vm, number, regs[RBX] & <uint64_t>0xffffffff,
+                         regs[RCX] & <uint64_t>0xffffffff,
+                         regs[RDX] & <uint64_t>0xffffffff)
         regs[RAX] = <uint64_t>result & <uint64_t>0xffffffff
     pv_open(vm)
 
@@ -347,6 +361,9 @@ cdef bint pv_trap(Vm *vm) noexcept nogil:
     cdef uint64_t offset = window_offset(vm, gva)
     cdef PvTrap *trap
     cdef Insn insn
+    cdef uint64_t before[3]
+    cdef uint64_t resume
+    cdef uint32_t raised
     if offset < WINDOW_SIZE and vm.cpl == 0:
         trap = pv_trap_at(vm.pv, PA_WINDOW + offset)
         if trap == NULL:
@@ -370,16 +387,24 @@ cdef bint pv_trap(Vm *vm) noexcept nogil:
     if trap.bits != 64:
         vm.next_rip &= <uint64_t>0xffffffff
     vm.row_exits[trap.row] += 1
+    resume = trap.resume if offset < WINDOW_SIZE else vm.next_rip
+    vm.env.eip = vm.next_rip
+    if vm.hooked[trap.row]:
+        note_registers(vm, before)
+        if not row_before(vm, trap.row, rip, trap.code, trap.length, before):
+            if vm.env.eip == vm.next_rip:
+                vm.env.eip = resume
+            return True
     if not decode(vm, trap.code, trap.length, trap.bits, &insn):
-        vm.env.eip = vm.next_rip
         raise_ud(vm)
         return True
-    if offset < WINDOW_SIZE:
-        vm.next_rip = trap.resume
-    vm.env.eip = vm.next_rip
+    vm.env.eip = vm.next_rip = resume
     if vm.tracing:
         python_trace(vm, trap.row, 0)
+    raised = vm.raised
     vm.handlers[trap.row](vm, &insn)
+    if vm.hooked[trap.row] & HOOK_AFTER and vm.raised == raised:
+        row_after(vm, trap.row, trap.code, trap.length, before)
     if vm.env.eip == vm.next_rip and vm.intr and not vm.stop:
         take_irq(vm)            # at `resume` the scratch fields are free
     return True

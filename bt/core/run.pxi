@@ -43,8 +43,8 @@ cdef void run_guest(Vm *vm) noexcept nogil:
         if vm.kick:
             if leave_stub(vm):
                 vm.kick = 0
-                vm.exits[EXIT_KICK] += 1
                 vm.stop = STOP_KICK
+                note(vm, EXIT_KICK, 0, 0)
                 # An interrupt that waited for this stop is taken on the way back in.
                 return
         if vm.xen != NULL:

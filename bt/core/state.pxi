@@ -152,7 +152,7 @@ cdef struct Site:               # one rewritten instruction
     uint8_t length
     uint8_t bits
     uint8_t region              # bytes the stub's jump stands for
-    uint8_t fixed               # must stay a trap
+    uint8_t fixed               # 1: must stay a trap; 2: as long as a hook is on its row
     uint8_t detours             # times control came to the middle of the stub's region
 
 cdef struct CodePage:           # a guest page in the code state
@@ -178,6 +178,10 @@ cdef enum:
     SITE_CACHE = 1 << 11
     VMM_TLB = 64
     ROWS = 256
+    HOOKS = 256 + 64            # exits a hook can be on: rows, pseudo-exits behind them, three more
+    HOOK_HYPERCALL = 256 + 61
+    HOOK_PORT_READ = 256 + 62
+    HOOK_PORT_WRITE = 256 + 63
     MAX_POINTS = 24
     MAX_LOCALS = 32             # more than so many: a CR3 load forgets everything
     RECENT = 32                 # blocks remembered for the death report
@@ -332,6 +336,13 @@ cdef struct Vm:
     uint64_t last_fault_rip
     uint64_t last_fault_gva
     uint32_t same_faults
+    # hooks from Python (exits.pxi)
+    uint8_t hooked[HOOKS]       # HOOK_BEFORE and HOOK_AFTER, by row or ROWS + pseudo-exit
+    int running                 # inside `run`: hooks may be called
+    int in_hook                 # one is being called: they do not nest
+    int locked                  # ... and it may not change registers
+    uint32_t raised             # exceptions raised, to see whether a handler completed
+    int64_t hardware_code       # #VMEXIT code of the exit, -1 = none (the engine's own hardware)
     # audit
     int audit
     uint64_t audit_blocks

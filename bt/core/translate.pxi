@@ -30,7 +30,7 @@ cdef void on_block(uc_engine *uc, uc_tb *block, uc_tb *previous, void *data) noe
     cdef bint changed = False
     cdef CodePage *page
     cdef const uint8_t *rows
-    vm.exits[EXIT_BLOCK] += 1
+    note(vm, EXIT_BLOCK, gva, block.size)
     vm.recent[vm.recent_at % RECENT] = gva
     vm.recent_at += 1
     if not vm.translate or in_window(vm, gva):
@@ -148,7 +148,7 @@ cdef void unstub(Vm *vm, CodePage *page, Site *site) noexcept nogil:
     site.stub = 0
     site.region = 0
     site.fixed = 1
-    vm.exits[EXIT_UNSTUB] += 1
+    note(vm, EXIT_UNSTUB, site.gva, 0)
 
 cdef bint unstub_between(Vm *vm, uint64_t gva, uint32_t length) noexcept nogil:
     """Take back the stubs of [gva, gva+length). True if there were any."""

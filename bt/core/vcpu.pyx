@@ -13,6 +13,7 @@ include "state.pxi"
 include "pages.pxi"
 include "mmu.pxi"
 include "segments.pxi"
+include "exits.pxi"
 include "events.pxi"
 include "decode.pxi"
 include "emulate.pxi"
@@ -55,6 +56,7 @@ PG_CR0 = _page.CR0 // 8
 PG_CR2 = _page.CR2 // 8
 PG_CR3 = _page.CR3 // 8
 PG_CR4 = _page.CR4 // 8
+row_cpuid = _ROWS["CPUID"].id
 
 # What `Vcpu.run` returns.
 KICKED = STOP_KICK
@@ -78,6 +80,20 @@ PSEUDO_EXITS = {
     EXIT_UNSTUB: "stub taken back", EXIT_PAGE_INVALIDATE: "page invalidation",
     EXIT_MMIO: "mmio",
 }
+
+# Exit numbers of `Vcpu.set_hook`, and what goes to and fro.
+HOOK_PSEUDO = ROWS
+HYPERCALL = HOOK_HYPERCALL
+PORT_READ = HOOK_PORT_READ
+PORT_WRITE = HOOK_PORT_WRITE
+BEFORE = HOOK_BEFORE
+AFTER = HOOK_AFTER
+GO = HOOK_GO
+SKIP = HOOK_SKIP
+INJECT = HOOK_INJECT
+NO_INJECT = LIMIT_NO_INJECT
+NO_SKIP = LIMIT_NO_SKIP
+NO_REGISTERS = LIMIT_NO_REGISTERS
 
 WINDOW_ADDRESS = WINDOW
 VCPU_PAGE_ADDRESS = WINDOW
@@ -192,6 +208,8 @@ cdef class Vcpu:
     cdef object io_allowed
     cdef object pv_console
     cdef object pv_shutdown
+    #: Called for hooked exits: see `set_hook`.
+    cdef public object exit_hook
     cdef readonly bint asynchronous
 
     def __cinit__(self, ram, bus, policy, *, bint translate=True, bint deterministic=False,
@@ -251,6 +269,7 @@ cdef class Vcpu:
         vm.block_deadline = NEVER
         vm.hot = hot if translate and hot_site is not None else 0
         vm.audit = audit
+        vm.hardware_code = -1
         self.make_cpu()
         layout_check(vm)
         if asynchronous is None:
@@ -587,8 +606,10 @@ cdef class Vcpu:
         self.set_deadline_running(deadline_ns, 1)
         vm.stop = 0
         vm.python_wants = 0
+        vm.running = 1
         with nogil:
             run_guest(vm)
+        vm.running = 0
         why = vm.stop
         vm.stop = 0
         pthread_mutex_lock(&self.kicker.lock)
@@ -725,7 +746,7 @@ cdef class Vcpu:
         site.stub = start
         site.region = stub.region
         drop_blocks(vm, fetch_pa(page) + at, site.region)
-        vm.exits[EXIT_STUB] += 1
+        note(vm, EXIT_STUB, gva, address)
         return True
 
     # Our own paravirtual interface ------------------------------------------------------------
@@ -757,6 +778,38 @@ cdef class Vcpu:
             return [0] * PV_CALLS
         return [self.vm.pv.calls[i] for i in range(PV_CALLS)]
 
+    # Hooks ------------------------------------------------------------------------------------
+
+    def set_hook(self, int number, bint before, bint after):
+        """Have ``exit_hook`` called at exit ``number``: a row of the sensitive table, HOOK_PSEUDO +
+        a pseudo-exit, HYPERCALL, PORT_READ or PORT_WRITE. Both False: no more.
+
+        ``exit_hook(number, phase, rip, cpl, bits, hardware_code, code, arguments, limits)`` gives
+        (action, value, error). ``phase``: BEFORE or AFTER the exit is dealt with; an exit that is
+        only news comes once. ``code``: the instruction, where one is known. ``limits``: LIMIT_*.
+        What it raises ends `run`. bt/machine/exits.py is what users see of this.
+        """
+        cdef Vm *vm = self.vm
+        cdef Site *site
+        cdef int i
+        if not 0 <= number < HOOKS:
+            raise ValueError(f"no exit {number}")
+        vm.hooked[number] = (HOOK_BEFORE if before else 0) | (HOOK_AFTER if after else 0)
+        if number >= ROWS:
+            return
+        # An inline stub does not come here: stubs of this row go, and return when nobody hooks it.
+        for i in range(SITE_BUCKETS):
+            site = vm.buckets[i]
+            while site != NULL:
+                if site.row == number:
+                    if vm.hooked[number] and site.stub:
+                        unstub(vm, vm.code[site.gpa >> 12], site)
+                        site.fixed = 2
+                    elif not vm.hooked[number] and site.fixed == 2:
+                        site.fixed = 0
+                        site.hits = 0
+                site = site.hash_next
+
     # State ------------------------------------------------------------------------------------
 
     def registers(self):
@@ -777,6 +830,55 @@ cdef class Vcpu:
                       gdtr=vm.gdt.base, idtr=vm.idt.base, tr=vm.tr.selector, ldtr=vm.ldt.selector,
                       cpl=vm.cpl)
         return result
+
+    def read_register(self, str name):
+        """One register as the guest sees it, by a name of `registers`. Raises KeyError."""
+        cdef int i
+        try:
+            i = _GPRS.index(name)
+        except ValueError:
+            if name == "rip":
+                return self.vm.env.eip
+            return self.registers()[name]
+        return self.vm.env.regs[i]
+
+    def write_register(self, str name, uint64_t value):
+        """Change a register by name: general ones, rip, rflags (not its IOPL), fs_base, gs_base,
+        kernel_gs_base, cr2, cr3. Raises KeyError for another name, ValueError if it cannot take
+        ``value`` or cannot be changed now.
+        """
+        cdef Vm *vm = self.vm
+        cdef Env *env = vm.env
+        cdef int bits = code_bits(vm)
+        if vm.locked:
+            raise ValueError("registers cannot change in the middle of an instruction")
+        if name in _GPRS:
+            if bits != 64:
+                value &= <uint64_t>0xffffffff
+            env.regs[_GPRS.index(name)] = value
+        elif name == "rip":
+            if bits != 64:
+                value &= <uint64_t>0xffffffff
+            elif not canonical(value):
+                raise ValueError(f"rip: {value:#x} is not canonical")
+            env.eip = value
+            vm.halted = 0
+        elif name == "rflags":
+            set_flags(vm, (value & 0x244fd5) | (get_flags(vm) & FL_IOPL) | 2)
+        elif name in ("fs_base", "gs_base", "kernel_gs_base"):
+            if not canonical(value):
+                raise ValueError(f"{name}: {value:#x} is not canonical")
+            if name == "kernel_gs_base":
+                vm.page[PG_KGS] = value
+            else:
+                env.segs[R_FS if name == "fs_base" else R_GS].base = value
+        elif name == "cr2":
+            vm.cr2 = value
+            vm.page[PG_CR2] = value
+        elif name == "cr3" and vm.xen == NULL:
+            write_cr3(vm, value)
+        else:
+            raise KeyError(name)
 
     @property
     def real_cpl(self):
@@ -834,6 +936,14 @@ cdef class Vcpu:
                 return False
             at += part
         return True
+
+    def translate_address(self, uint64_t gva):
+        """Guest-physical address behind a linear one, with kernel rights; None if there is none."""
+        cdef Walk found
+        if (self.vm.efer & EFER_LMA and not canonical(gva)) or \
+                walk(self.vm, gva, ACCESS_READ, False, &found) != 0:
+            return None
+        return found.gpa
 
     def dma_write_begin(self, uint64_t gpa, uint64_t length):
         """A device is about to write to RAM: what was translated from these pages is forgotten.

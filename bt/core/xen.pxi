@@ -334,9 +334,27 @@ cdef void xen_plain_iret(Vm *vm) noexcept nogil:
 cdef int64_t xen_hypercall(Vm *vm, uint64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d,
                            uint64_t e) noexcept nogil:
     """One hypercall; what is not here is in bt/xen."""
-    cdef Xen *x = vm.xen
+    cdef uint64_t args[6]
+    cdef int64_t result = 0
     if number < HC_COUNT:
-        x.calls[number] += 1
+        vm.xen.calls[number] += 1
+    if not vm.hooked[HOOK_HYPERCALL]:
+        return xen_dispatch(vm, number, a, b, c, d, e)
+    args[0] = number
+    args[1] = a
+    args[2] = b
+    args[3] = c
+    args[4] = d
+    args[5] = e
+    if hypercall_before(vm, args, 6, &result):
+        result = xen_dispatch(vm, number, a, b, c, d, e)
+        if not vm.xen.again:
+            hypercall_after(vm, args, 6, &result)
+    return result
+
+cdef int64_t xen_dispatch(Vm *vm, uint64_t number, uint64_t a, uint64_t b, uint64_t c, uint64_t d,
+                          uint64_t e) noexcept nogil:
+    cdef Xen *x = vm.xen
     if number == HC_MMU_UPDATE:
         return xen_mmu_update(vm, a, b, c, d)
     if number == HC_UPDATE_VA_MAPPING:
@@ -499,7 +517,8 @@ cdef bint xen_emulated_cpuid(Vm *vm) noexcept nogil:
     if fetch_code(vm, vm.env.eip, code, 7) < 7 or \
             memcmp(code, b"\x0f\x0b\x78\x65\x6e\x0f\xa2", 7) != 0:
         return False
-    python_cpuid(vm)
+    vm.rip = vm.env.eip + 5
+    cpuid_exit(vm, LIMIT_NO_INJECT)
     vm.env.eip += 7
     return True
 

@@ -133,6 +133,28 @@ class VirtualCpu(Protocol):
         """Write guest memory by linear address with kernel rights; False if it is not writable."""
         ...
 
+    def translate_address(self, gva: int) -> int | None:
+        """Guest-physical address behind a linear one, with kernel rights; None if there is none."""
+        ...
+
+    def read_register(self, name: str) -> int:
+        """One register by a name of ``registers``. Raises KeyError."""
+        ...
+
+    def write_register(self, name: str, value: int) -> None:
+        """Change one. KeyError: no such register, or not to be written; ValueError: not now, or
+        not to this value."""
+        ...
+
+    # Hooks (bt.machine.exits)
+
+    #: Called for hooked exits with the arguments of bt.machine.exits.ExitHooks.fire.
+    exit_hook: Callable[..., tuple[int, int, int]] | None
+
+    def set_hook(self, number: int, before: bool, after: bool) -> None:
+        """Whether exit ``number`` (of bt.machine.exits.REASONS) calls ``exit_hook``, and when."""
+        ...
+
     def recent_blocks(self) -> list[int]:
         """Linear addresses of the newest blocks that ran for the first time, oldest first."""
         ...

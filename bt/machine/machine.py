@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from bt import boot
 from bt.devices.pc import MACHINES, LegacyPc, Pc
@@ -22,6 +22,7 @@ from bt.engines import ENGINES
 from bt.engines.base import GuestFile
 from bt.errors import InputError
 from bt.machine import cpuid, msr
+from bt.machine.access import Memory, Physical, Registers
 from bt.machine.bus import Bus
 from bt.machine.cpu import CpuParts, InputPort, Stop
 from bt.machine.dma import Dma
@@ -31,6 +32,11 @@ from bt.machine.report import death_report
 from bt.machine.stats import Stats
 from bt.machine.timers import TimerQueue
 from bt.machine.tracing import Tracer
+
+if TYPE_CHECKING:
+    from bt.machine.exits import Exit, ExitHooks
+
+_Hook = TypeVar("_Hook", bound="Callable[[Exit], object]")
 
 #: Console output waits at most this long (virtual ns) for more to go out with.
 _FLUSH_NS = 5_000_000
@@ -111,6 +117,33 @@ class Machine:
         self._input: deque[tuple[int, bytes]] = deque()
         self._posted: deque[Callable[[], None]] = deque()
         self._stop_reason: str | None = None
+        self.registers = Registers(self.vcpu)
+        self.memory = Memory(self.vcpu)
+        self.physical = Physical(self.ram, self.vcpu)
+        self._hooks: ExitHooks | None = None
+
+    # Hooks (bt.machine.exits) ---------------------------------------------------------------------
+
+    @property
+    def hooks(self) -> ExitHooks:
+        """The hooks on exits of this machine."""
+        if self._hooks is None:
+            from bt.machine.exits import ExitHooks  # costs what only who hooks needs
+            self._hooks = ExitHooks(self)
+            self.vcpu.exit_hook = self._hooks.fire
+        return self._hooks
+
+    def on_exit(self, *names: str, when: str = "before") -> Callable[[_Hook], _Hook]:
+        """A decorator: call the function at these exits, with a :class:`bt.machine.exits.Exit`.
+
+        What the function raises ends the run: `run` raises it, and the machine can be looked at.
+        Raises InputError for a name that is no exit.
+        """
+        def register(hook: _Hook) -> _Hook:
+            self.hooks.add(names, when, hook)
+            return hook
+
+        return register
 
     # What the engine may use: bt.machine.cpu.EngineHost ------------------------------------------
 
