@@ -63,6 +63,12 @@ def is_bzimage(head: bytes) -> bool:
             and head[_BOOT_FLAG:_BOOT_FLAG + 2] == b"\x55\xaa")
 
 
+class Room(NamedTuple):
+    """How much a kernel may take, in bytes, where no machine's RAM says so."""
+
+    size: int
+
+
 class Kernel(NamedTuple):
     """A kernel to boot, whatever it came in."""
 
@@ -100,7 +106,7 @@ def load(image: FileImage, ram: Ram, cmdline: str, ramdisk: Image | None) -> Loa
     return Loaded(entry, kernel.kind, f"{kernel.description}, {bits}-bit")
 
 
-def open_kernel(image: FileImage, ram: Ram) -> Kernel:
+def open_kernel(image: FileImage, ram: Ram | Room) -> Kernel:
     """The ELF file that a bzImage holds, or that ``image`` is. Raises InputError."""
     return _open_bzimage(image, ram) if is_bzimage(image.head(0x206)) else _open_elf(image)
 
@@ -123,7 +129,7 @@ def _open_elf(image: FileImage) -> Kernel:
     return Kernel(image, bytes(header), "linux ELF", "ELF kernel", end=0)
 
 
-def _open_bzimage(image: FileImage, ram: Ram) -> Kernel:
+def _open_bzimage(image: FileImage, ram: Ram | Room) -> Kernel:
     """Read the setup header, and unpack what it describes."""
     name = image.name
     header_end = min(_MAGIC + image.read(_JUMP_LENGTH, 1)[0], _HEADER_MAX)

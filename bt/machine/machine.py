@@ -32,9 +32,11 @@ from bt.machine.report import death_report
 from bt.machine.stats import Stats
 from bt.machine.timers import TimerQueue
 from bt.machine.tracing import Tracer
+from bt.symbols.table import SymbolTable
 
 if TYPE_CHECKING:
     from bt.machine.exits import Exit, ExitHooks
+    from bt.symbols.guest import GuestSymbols
 
 _Hook = TypeVar("_Hook", bound="Callable[[Exit], object]")
 
@@ -96,7 +98,9 @@ class Machine:
         make_pc = Pc if machine == "pc" else LegacyPc
         self.pc = make_pc(clock, self.timers, self.bus, self.ram.size,
                           wallclock_s=self.wallclock_s)
-        self._tracer = Tracer(trace)
+        self._tracer = Tracer(trace, self.symbols)
+        self._kernel: Path | None = None
+        self._symbols: GuestSymbols | None = None
         self.acknowledge = self.pc.pic.acknowledge
         self.cpuid = cpuid.cpuid
         self.read_msr = msr.read_msr
@@ -178,7 +182,7 @@ class Machine:
     def died(self, reason: str) -> None:
         """From a callback: the guest has given up; what it printed of that is added."""
         said = f": {self._panic.text}" if self._panic.text else ""
-        self._end(Outcome("died", 3, death_report(self.vcpu, reason + said)))
+        self._end(Outcome("died", 3, death_report(self.vcpu, reason + said, self.symbols())))
 
     def _connect(self, console: Callable[[bytes], None],
                  channels: Mapping[int, Callable[[bytes], None]]) -> None:
@@ -204,7 +208,17 @@ class Machine:
 
         What is set up for it besides is the engine's business (bt.engines.base.Engine.load).
         """
+        self._kernel = path
         return self._engine.load(self, GuestFile(path, cmdline, initrd, kind, base, bits))
+
+    def symbols(self) -> SymbolTable:
+        """Names for the guest's addresses, read when first asked for; empty if none are known."""
+        if self._symbols is None:
+            if self._kernel is None:
+                return SymbolTable()
+            from bt.symbols.guest import GuestSymbols  # costs what only reports and traces need
+            self._symbols = GuestSymbols(self.ram, self._kernel)
+        return self._symbols.table(self.vcpu.registers())
 
     # From other threads -----------------------------------------------------------------------
 
@@ -274,7 +288,7 @@ class Machine:
                 return Outcome("timeout", 124)
             return Outcome("stopped", 0)
         if self._ended.kind in ("reset", "halted") and self._panic.text:
-            report = death_report(self.vcpu, f"it said: {self._panic.text}")
+            report = death_report(self.vcpu, f"it said: {self._panic.text}", self.symbols())
             return Outcome("died", 3, report)
         return self._ended
 
@@ -323,4 +337,4 @@ class Machine:
             reason = vcpu.message
         else:
             reason = f"the CPU underneath gave up: {vcpu.message}"
-        self._ended = Outcome("died", 3, death_report(vcpu, reason))
+        self._ended = Outcome("died", 3, death_report(vcpu, reason, self.symbols()))

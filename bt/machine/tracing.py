@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
-from typing import TextIO
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TextIO
 
 from translator.sensitive import TABLE
+
+if TYPE_CHECKING:
+    from bt.symbols.table import SymbolTable
 
 _KINDS = {-1: "INT", -2: "exception", -3: "SYSCALL"}
 
 
 class Tracer:
-    """Writes exits to a stream; does nothing without one."""
+    """Writes exits to a stream; does nothing without one. ``symbols`` gives names to addresses."""
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO | None, symbols: Callable[[], SymbolTable]) -> None:
         self._stream = stream
+        self._symbols = symbols
 
     def exit(self, row: int, vector: int, rip: int, cpl: int) -> None:
         """``row``: of the sensitive table, or a negative kind with its ``vector``."""
@@ -26,4 +31,6 @@ class Tracer:
             what = _KINDS[row]
         else:
             what = f"{_KINDS[row]} {vector:#x}"
-        self._stream.write(f"{rip:016x} cpl{cpl} {what}\n")
+        name = self._symbols().describe(rip)
+        where = f" {name}" if name else ""
+        self._stream.write(f"{rip:016x} cpl{cpl} {what}{where}\n")
