@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bits", type=int, choices=(16, 32, 64), help="a flat binary's mode (default: 16)")
     add("--stats", metavar="FILE", help="write counters as JSON at the end; - is stdout")
     add("--deterministic", action="store_true", help="virtual time by work done, not by the clock")
+    add("--record", type=Path, metavar="DIR", help="keep what `bt inspect` shows in the new DIR")
     add("--timeout", type=values.seconds, metavar="SECONDS", help="stop after so long, status 124")
     add("--trace", action="store_true", help="write every exit to stderr")
     add("-v", "--verbose", action="store_true", help="say more; with CMD, show the console too")
@@ -102,7 +103,16 @@ def run(options: argparse.Namespace) -> int:
         print(f"bt: {loaded.description}, engine {options.engine}", file=sys.stderr)
     if ENGINES[options.engine].caveat:
         print(f"bt: {ENGINES[options.engine].caveat}", file=sys.stderr)
+    recorder = None
+    if options.record is not None:
+        from bt.record.writer import Recorder
+
+        recorder = Recorder(options.record, machine, {
+            "guest": options.guest, "engine": options.engine, "image": str(plan.path),
+            "cmdline": plan.cmdline, "kind": loaded.kind})
     outcome = session.run(machine, options.timeout)
+    if recorder is not None:
+        recorder.close({"outcome": outcome.kind, "status": str(outcome.status)}, [])
     if stats is not None:
         stats(machine.stats.to_json())
     return session.finish(outcome)

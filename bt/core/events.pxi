@@ -295,6 +295,7 @@ cdef void take_irq(Vm *vm) noexcept nogil:
     """Inject the interrupt controller's vector if the guest can take it here."""
     cdef int vector
     cdef uint64_t rip
+    cdef uint64_t began = host_ns() if vm.recorder != NULL else 0
     if not vm.intr or not interrupts_on(vm) or vm.stop:
         return
     if vm.shadow and vm.shadow == linear(vm, vm.env.eip):
@@ -306,6 +307,8 @@ cdef void take_irq(Vm *vm) noexcept nogil:
     vm.exits[EXIT_IRQ] += 1
     vm.halted = 0
     rip = vm.env.eip
+    if vm.recorder != NULL:
+        record_exit(vm, 256 + EXIT_IRQ, linear(vm, rip), began)
     if vm.hooked[ROWS + EXIT_IRQ] and \
             not event_before(vm, ROWS + EXIT_IRQ, rip, rip, vector, 0):
         return

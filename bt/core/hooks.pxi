@@ -17,6 +17,8 @@ cdef void emulate(Vm *vm, int row, uint64_t rip, const uint8_t *code, int length
     cdef int hooked = vm.hooked[row]
     cdef uint64_t before[3]
     cdef uint32_t raised
+    cdef uint64_t at = 0
+    cdef uint64_t began = 0
     vm.rip = rip
     if vm.intr and interrupts_on(vm):
         # A pending interrupt is older than this instruction.
@@ -28,6 +30,9 @@ cdef void emulate(Vm *vm, int row, uint64_t rip, const uint8_t *code, int length
     if bits != 64:
         vm.next_rip &= <uint64_t>0xffffffff
     vm.row_exits[row] += 1
+    if vm.recorder != NULL:
+        at = linear(vm, rip)
+        began = host_ns()
     stepping = (vm.env.eflags & FL_TF) != 0
     vm.env.eip = vm.next_rip
     if hooked:
@@ -45,6 +50,8 @@ cdef void emulate(Vm *vm, int row, uint64_t rip, const uint8_t *code, int length
             python_trace(vm, row, 0)
         raised = vm.raised
         vm.handlers[row](vm, &insn)
+        if vm.recorder != NULL:
+            record_exit(vm, row, at, began)
         if hooked & HOOK_AFTER and vm.raised == raised:
             row_after(vm, row, code, length, before)
         if vm.env.eip != vm.next_rip:
@@ -186,14 +193,21 @@ cdef bint is_into(Vm *vm) noexcept nogil:
     return fetch_code(vm, linear(vm, vm.env.eip - 1), &byte, 1) == 1 and byte == 0xce
 
 cdef void soft_event(Vm *vm, int vector, int length) noexcept nogil:
+    cdef uint64_t at
+    cdef uint64_t began = host_ns() if vm.recorder != NULL else 0
     vm.exits[EXIT_SOFTINT] += 1
     vm.rip = vm.env.eip - length
+    at = linear(vm, vm.rip)
     if vm.tracing:
         python_trace(vm, -1, vector)
     soft_interrupt(vm, vector, vm.rip)
+    if vm.recorder != NULL:
+        record_exit(vm, 256 + EXIT_SOFTINT, at, began)
 
 cdef void exception(Vm *vm, int vector, uint32_t error) noexcept nogil:
     cdef Stub *stub = stub_of(vm, vm.env.eip) if vm.cpl == 0 else NULL
+    cdef uint64_t at = 0
+    cdef uint64_t began = 0
     vm.exits[EXIT_EXCEPTION + (vector & 31)] += 1
     leave_stub(vm)
     if vector == EX_DB and stub != NULL and vm.env.eip == stub.site_gva:
@@ -212,7 +226,12 @@ cdef void exception(Vm *vm, int vector, uint32_t error) noexcept nogil:
         vm.dr[6] |= 0x4000
     if vm.tracing:
         python_trace(vm, -2, vector)
+    if vm.recorder != NULL:
+        at = linear(vm, vm.rip)
+        began = host_ns()
     raise_exception(vm, vector, error)
+    if vm.recorder != NULL:
+        record_exit(vm, 256 + (vector & 31), at, began)
 
 cdef bint on_invalid(uc_engine *uc, void *data) noexcept nogil:
     """UC_HOOK_INSN_INVALID: #UD. True: handled, go on at env.eip."""
@@ -238,6 +257,8 @@ cdef void on_syscall(uc_engine *uc, void *data) noexcept nogil:
     cdef uint64_t start = vm.env.eip
     cdef uint64_t number = vm.env.regs[RAX]
     cdef int hooked = vm.hooked[ROWS + EXIT_SYSCALL]
+    cdef uint64_t at = linear(vm, vm.env.eip)
+    cdef uint64_t began = host_ns() if vm.recorder != NULL else 0
     audit(vm)
     end_step(vm)
     if vm.tracing:
@@ -254,6 +275,8 @@ cdef void on_syscall(uc_engine *uc, void *data) noexcept nogil:
         do_syscall(vm, length)
     if hooked:
         event_after(vm, ROWS + EXIT_SYSCALL, start, number, 0)
+    if vm.recorder != NULL:
+        record_exit(vm, 256 + EXIT_SYSCALL, at, began)
     vm.env.eip -= length
 
 cdef void on_sysenter(uc_engine *uc, void *data) noexcept nogil:

@@ -46,6 +46,8 @@ cdef CodePage *page_to_code(Vm *vm, uint64_t gpn) noexcept nogil:
     page.gpn = <uint32_t>gpn
     page.copy = -1
     vm.code[gpn] = page
+    if vm.recorder != NULL:
+        record(vm, LOG_CODE, 0, gpn << 12, 0, 0, NULL, 0, 0)
     if vm.write_gen[gpn] == vm.flush_gen:
         flush_tlb(vm)
     note(vm, EXIT_CODE_PAGE, gpn << 12, 0)
@@ -56,6 +58,8 @@ cdef void page_to_data(Vm *vm, CodePage *page) noexcept nogil:
     cdef Site *site = page.sites
     cdef Site *after
     cdef uint64_t gpa = <uint64_t>page.gpn << 12
+    if vm.recorder != NULL:
+        record(vm, LOG_DATA, linear(vm, vm.env.eip), <uint64_t>page.gpn << 12, 0, 0, NULL, 0, 0)
     drop_blocks(vm, <uint64_t>page.gpn << 12, 4096)
     if page.copy >= 0:
         drop_blocks(vm, PA_COPY + (<uint64_t>page.copy << 12), 4096)

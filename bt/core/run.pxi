@@ -6,6 +6,8 @@ cdef enum:
 
 cdef void guest_fault(Vm *vm) noexcept nogil:
     """emu_start stopped because `on_fill` refused: raise the guest's page fault (or #GP)."""
+    cdef uint64_t at = 0
+    cdef uint64_t began = 0
     vm.rip = vm.env.eip
     # A handler that itself faults at once executes nothing; its time must pass all the same.
     vm.blocks += 1
@@ -34,7 +36,12 @@ cdef void guest_fault(Vm *vm) noexcept nogil:
         return
     if vm.tracing:
         python_trace(vm, -2, vm.fault_vector)
+    if vm.recorder != NULL:
+        at = linear(vm, vm.rip)
+        began = host_ns()
     raise_exception(vm, vm.fault_vector, vm.fault_error)
+    if vm.recorder != NULL:
+        record_exit(vm, 256 + EXIT_PAGE_FAULT, at, began)
 
 cdef void run_guest(Vm *vm) noexcept nogil:
     """Run until vm.stop says why not."""

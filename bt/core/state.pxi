@@ -205,6 +205,7 @@ cdef struct Stub:
 
 cdef struct Vm
 cdef struct Xen                  # xen.pxi; a Vm has one when it is a Xen domain
+cdef struct Recorder             # record.pxi; a Vm has one while it is recorded
 
 ctypedef void (*Handler)(Vm *vm, Insn *insn) noexcept nogil
 
@@ -261,6 +262,7 @@ cdef struct Vm:
     uint64_t dr[8]
     Xen *xen                    # NULL: a PC
     Pv *pv                      # NULL: no kernel with our own paravirtual interface
+    Recorder *recorder          # NULL: nothing is recorded
     Descriptor gdt
     Descriptor idt
     Descriptor ldt

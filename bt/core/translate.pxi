@@ -33,6 +33,8 @@ cdef void on_block(uc_engine *uc, uc_tb *block, uc_tb *previous, void *data) noe
     note(vm, EXIT_BLOCK, gva, block.size)
     vm.recent[vm.recent_at % RECENT] = gva
     vm.recent_at += 1
+    if vm.recorder != NULL:
+        record_block(vm, gva, block.size)
     if not vm.translate or in_window(vm, gva):
         return
     start = host_ns()
@@ -50,8 +52,7 @@ cdef void on_block(uc_engine *uc, uc_tb *block, uc_tb *previous, void *data) noe
     page.starts[(gva & 0xfff) >> 3] |= 1 << (gva & 7)
     if inside_stub(vm, page, gva):
         drop_blocks(vm, before + (gva & 0xfff), 1)
-        vm.exits[EXIT_BLOCK_AGAIN] += 1
-        vm.stop_now = 1
+        block_again(vm, gva)
         uc_emu_stop(uc)
         return
     # The last instruction may be longer than Unicorn says: it stops decoding one it refuses.
@@ -70,13 +71,19 @@ cdef void on_block(uc_engine *uc, uc_tb *block, uc_tb *previous, void *data) noe
         if trap_site(vm, gva + found[i].offset, &found[i]):
             changed = True
     if changed:
-        vm.exits[EXIT_BLOCK_AGAIN] += 1
+        block_again(vm, gva)
         drop_blocks(vm, before + (gva & 0xfff), 1)
         if fetch_pa(page) != before:
             drop_blocks(vm, fetch_pa(page) + (gva & 0xfff), 1)
-        vm.stop_now = 1
         uc_emu_stop(uc)
     vm.scan_ns += host_ns() - start
+
+cdef inline void block_again(Vm *vm, uint64_t gva) noexcept nogil:
+    """The block just reported is thrown away; the caller stops the CPU, which translates it anew."""
+    vm.exits[EXIT_BLOCK_AGAIN] += 1
+    vm.stop_now = 1
+    if vm.recorder != NULL:
+        record(vm, LOG_AGAIN, gva, 0, 0, code_bits(vm), NULL, 0, 0)
 
 cdef bint trap_site(Vm *vm, uint64_t gva, Finding *found) noexcept nogil:
     """Make the instruction at ``gva`` a trap. True if the running block no longer matches."""
@@ -84,6 +91,7 @@ cdef bint trap_site(Vm *vm, uint64_t gva, Finding *found) noexcept nogil:
     cdef CodePage *page
     cdef Site *site
     cdef uint32_t offset = gva & 0xfff
+    cdef uint8_t code[16]
     if fetch_page(vm, gva, &gpn) != 0:
         return False
     page = vm.code[gpn]
@@ -109,6 +117,8 @@ cdef bint trap_site(Vm *vm, uint64_t gva, Finding *found) noexcept nogil:
         vm.message = b"the host has no memory left for sites"
         return True
     vm.copies[(<uint64_t>page.copy << 12) + offset] = 0xcc
+    if vm.recorder != NULL and fetch_code(vm, gva, code, site.length) == site.length:
+        record(vm, LOG_SITE, gva, site.gpa, site.row, site.bits, code, site.length, 0)
     return True
 
 cdef int inside_stub(Vm *vm, CodePage *page, uint64_t gva) noexcept nogil:
@@ -149,6 +159,8 @@ cdef void unstub(Vm *vm, CodePage *page, Site *site) noexcept nogil:
     site.region = 0
     site.fixed = 1
     note(vm, EXIT_UNSTUB, site.gva, 0)
+    if vm.recorder != NULL:
+        record(vm, LOG_UNSTUB, site.gva, site.gpa, site.row, site.bits, NULL, 0, 0)
 
 cdef bint unstub_between(Vm *vm, uint64_t gva, uint32_t length) noexcept nogil:
     """Take back the stubs of [gva, gva+length). True if there were any."""

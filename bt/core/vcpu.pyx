@@ -12,6 +12,7 @@ include "time.pxi"
 include "state.pxi"
 include "pages.pxi"
 include "mmu.pxi"
+include "record.pxi"
 include "segments.pxi"
 include "exits.pxi"
 include "events.pxi"
@@ -427,6 +428,7 @@ cdef class Vcpu:
             free(vm.xen.pinned)
             free(vm.xen.shared)
             free(vm.xen)
+        recorder_free(vm.recorder)
         free(vm.write_gen)
         if vm.pv != NULL:
             free(vm.pv.traps)
@@ -747,6 +749,9 @@ cdef class Vcpu:
         site.region = stub.region
         drop_blocks(vm, fetch_pa(page) + at, site.region)
         note(vm, EXIT_STUB, gva, address)
+        if vm.recorder != NULL:
+            record(vm, LOG_STUB, gva, address, site.row, site.bits, vm.window + start, s.size,
+                   site.region)
         return True
 
     # Our own paravirtual interface ------------------------------------------------------------
@@ -1007,6 +1012,38 @@ cdef class Vcpu:
                               WINDOW + site.stub if site.stub else 0))
                 site = site.hash_next
         return found
+
+    def record(self):
+        """From now on keep a log of translation work and count exits by place (record.pxi)."""
+        cdef Recorder *r
+        if self.vm.recorder != NULL:
+            return
+        r = <Recorder *>calloc(1, sizeof(Recorder))
+        if r != NULL:
+            r.places = <Place *>calloc(PLACES, sizeof(Place))
+        if r == NULL or r.places == NULL:
+            recorder_free(r)
+            raise MemoryError
+        self.vm.recorder = r
+
+    def recorded(self):
+        """Take what the log has: (entries, their heap, entries lost so far). Empties it."""
+        cdef Recorder *r = self.vm.recorder
+        entries = (<char *>r.log)[:r.entries * sizeof(LogEntry)] if r.entries else b""
+        heap = (<char *>r.heap)[:r.heap_used] if r.heap_used else b""
+        r.entries = 0
+        r.heap_used = 0
+        return entries, heap, r.lost
+
+    def exit_places(self):
+        """Exits by place: [(linear address, reason, count, ns)].
+
+        ``reason``: a row of the sensitive table, or 256 + the index of a pseudo-exit. Address 0
+        has what found no room of its own.
+        """
+        cdef Recorder *r = self.vm.recorder
+        return [(r.places[i].address, r.places[i].reason, r.places[i].count, r.places[i].ns)
+                for i in range(PLACES) if r.places[i].count]
 
     def set_tracing(self, bint on):
         self.vm.tracing = on

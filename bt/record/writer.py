@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Recording a run: ``bt run --record DIR``.
+
+The core keeps the log and the counts (bt/core/record.pxi); every few milliseconds of virtual time
+the log is taken from it, and the counters are read for the timeline. All is written to the file
+when the run ends, in one transaction: a recording is whole, or it says that the run has not ended.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bt.core.vcpu import PSEUDO_EXITS
+from bt.errors import InputError
+from bt.machine.stats import EXCEPTIONS, MEMORY
+from bt.record import schema
+from translator.sensitive import TABLE
+
+if TYPE_CHECKING:
+    from bt.machine.machine import Machine
+
+#: Virtual time between two looks at the counters.
+SAMPLE_NS = 10_000_000
+_SIGN = 1 << 63
+
+
+def signed(address: int) -> int:
+    """An address as SQLite keeps it: a signed 64-bit number."""
+    return (address ^ _SIGN) - _SIGN
+
+
+class Recorder:
+    """Records one machine into ``folder``, from before its run until `close`.
+
+    Raises InputError if the folder cannot be used or has a recording already.
+    """
+
+    def __init__(self, folder: Path, machine: Machine, meta: Mapping[str, str]) -> None:
+        self._machine = machine
+        self._meta = dict(meta)
+        self._batches: list[tuple[bytes, bytes]] = []
+        self._timeline: list[tuple[int, str, int]] = []
+        self._last: dict[str, int] = {}
+        self._lost = 0
+        self._db = _create(folder)
+        machine.vcpu.record()
+        self._sample()
+
+    def _sample(self) -> None:
+        vcpu, timers = self._machine.vcpu, self._machine.timers
+        self._take(vcpu.now_ns())
+        timers.at(vcpu.now_ns() + SAMPLE_NS, self._sample)
+
+    def _take(self, now: int) -> None:
+        entries, heap, self._lost = self._machine.vcpu.recorded()
+        if entries:
+            self._batches.append((entries, heap))
+        exits = self._machine.stats.exits
+        for family in exits.values():
+            for reason, count in family.items():
+                if count != self._last.get(reason, 0):
+                    self._timeline.append((now, reason, count - self._last.get(reason, 0)))
+                    self._last[reason] = count
+
+    def close(self, outcome: Mapping[str, str], symbols: Iterable[tuple[int, int, str]]) -> None:
+        """Write everything. ``symbols``: (address, size, name)."""
+        self._take(self._machine.vcpu.now_ns())
+        db = self._db
+        meta = self._meta | dict(outcome) | {
+            "wall_s": f"{self._machine.stats.wall_s:.6f}", "lost": str(self._lost),
+            "complete": "1"}
+        with db:
+            db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
+            db.executemany("INSERT INTO kinds VALUES (?, ?)", schema.KIND_NAMES.items())
+            db.executemany("INSERT INTO reasons VALUES (?, ?, ?)", reasons())
+            db.executemany(
+                "INSERT INTO log (ns, kind, gva, gpa, cpl, bits, row, region, code) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._rows())
+            db.executemany("INSERT INTO exits VALUES (?, ?, ?, ?)",
+                           ((signed(gva), reason, count, ns) for gva, reason, count, ns
+                            in self._machine.vcpu.exit_places()))
+            db.executemany("INSERT OR REPLACE INTO timeline VALUES (?, ?, ?)", self._timeline)
+            db.executemany("INSERT OR REPLACE INTO symbols VALUES (?, ?, ?)",
+                           ((signed(address), size, name) for address, size, name in symbols))
+            db.execute(schema.INDEXES)
+        db.close()
+
+    def _rows(self) -> Iterator[tuple[int, int, int, int, int, int, int, int, bytes | None]]:
+        for entries, heap in self._batches:
+            for ns, gva, gpa, at, size, region, kind, cpl, bits, row in \
+                    schema.LOG_ENTRY.iter_unpack(entries):
+                code = heap[at:at + size] if size else None
+                yield ns, kind, gva, gpa, cpl, bits, row, region, code
+
+
+def reasons() -> Iterator[tuple[int, str, str]]:
+    """(number, name, "control" or "memory") of each reason an exit can have."""
+    for row in TABLE:
+        yield row.id, row.name, "control"
+    for index in range(32):
+        yield 256 + index, f"exception {EXCEPTIONS.get(index, index)}", "control"
+    for index, name in PSEUDO_EXITS.items():
+        yield 256 + index, name, "memory" if name in MEMORY else "control"
+
+
+def _create(folder: Path) -> sqlite3.Connection:
+    path = folder / schema.FILE_NAME
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # Not through SQLite, which would open, and go on with, what is there already.
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except FileExistsError:
+        raise InputError(f"{folder} has a recording already") from None
+    except OSError as error:
+        raise InputError(f"cannot record into {folder}: {error.strerror}") from None
+    db = sqlite3.connect(path)
+    # Nobody needs half a recording: no journal to recover one from, and no waiting for the disk.
+    db.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF;"
+                     + schema.TABLES + schema.VIEWS)
+    with db:
+        db.execute("INSERT INTO meta VALUES ('version', ?)", (str(schema.VERSION),))
+    return db
