@@ -38,3 +38,10 @@ def address(text: str) -> int:
     if value < 0:
         raise ArgumentTypeError(f"not an address: {text!r} (say 0x7c00)")
     return value
+
+
+def whole(text: str) -> int:
+    """A whole number from 0 on."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise ArgumentTypeError(f"not a whole number: {text!r}")
+    return int(text)
