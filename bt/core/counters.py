@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from translator.sensitive import TABLE
 
@@ -68,3 +68,13 @@ def our_hypercalls(calls: Sequence[int]) -> dict[str, int]:
     named = {name: calls[i] for i, name in enumerate(HYPERCALLS) if calls[i]}
     unknown = sum(calls[len(HYPERCALLS):])
     return named | ({"unknown": unknown} if unknown else {})
+
+
+def reasons(names: Mapping[int, str]) -> Iterator[tuple[int, str, str]]:
+    """(number, name, "control" or "memory") of each reason in `Vcpu.exit_places`."""
+    for row in TABLE:
+        yield row.id, row.name, "control"
+    for index in range(32):
+        yield 256 + index, f"exception {_EXCEPTIONS.get(index, index)}", "control"
+    for index, name in names.items():
+        yield 256 + index, name, "memory" if name in _MEMORY else "control"

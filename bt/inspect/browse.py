@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The interactive view: a list of blocks, the chosen one beside it. ``/`` searches, ``q`` leaves."""
+"""The interactive view: a list of blocks, the chosen one beside it."""
 
 from __future__ import annotations
 

@@ -74,14 +74,10 @@ def by_reason(recording: Recording) -> list[tuple[str, str, int, int]]:
     for _, reason, count in recording.timeline:
         totals[reason] += count
     spent: Counter[str] = Counter()
-    units: dict[str, str] = {}
     for entry in recording.exits:
         spent[entry.reason] += entry.ns
-        units[entry.reason] = entry.unit
-    from bt.machine.stats import MEMORY
-
-    return [(reason, units.get(reason, "memory" if reason in MEMORY else "control"), count,
-             spent[reason]) for reason, count in totals.most_common()]
+    return [(reason, recording.units.get(reason, "control"), count, spent[reason])
+            for reason, count in totals.most_common()]
 
 
 def by_symbol(recording: Recording) -> list[tuple[str, int, int]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Reading a recording. Everything comes from a file that anybody may have written: it is checked."""
+"""Reading a recording: a file that anybody may have written, so that everything is checked."""
 
 from __future__ import annotations
 
@@ -79,6 +79,7 @@ class Recording:
     blocks: list[Block]
     sites: dict[int, Site]
     exits: list[Exits]
+    units: dict[str, str]       # of every reason: "control" or "memory"
     timeline: list[tuple[int, str, int]]
     pages: list[tuple[int, int, int, int]]      # GPN, became code, was written, last event in ns
     events: list[Event]
@@ -151,6 +152,7 @@ def _read(db: sqlite3.Connection, path: Path) -> Recording:
          for gva, name, unit, count, ns in db.execute(
              "SELECT gva, name, unit, count, e.ns FROM exits AS e JOIN reasons USING (reason) "
              "ORDER BY count DESC, gva")],
+        {str(name): str(unit) for name, unit in db.execute("SELECT name, unit FROM reasons")},
         [(int(ns), str(reason), int(count)) for ns, reason, count in
          db.execute("SELECT ns, reason, count FROM timeline ORDER BY ns")],
         pages, events,
@@ -179,6 +181,7 @@ def _blocks(db: sqlite3.Connection, events: list[Event], sites: dict[int, Site])
         if stub is not None and stub.gva >= gva:
             # Translated when the jump was there already, it ends with the jump: five bytes on.
             code = code[:stub.gva + len(stub.code) - gva]
+        code = _whole(gva, code, sites)
         around = ends[bits, cpl == 0]
         while around and around[-1].gva + len(around[-1].code) <= gva:
             around.pop()
@@ -191,6 +194,19 @@ def _blocks(db: sqlite3.Connection, events: list[Event], sites: dict[int, Site])
         around.append(block)
     blocks.sort(key=lambda block: (block.gva, not block.kernel))
     return blocks
+
+
+def _whole(gva: int, code: bytes, sites: dict[int, Site]) -> bytes:
+    """A block's bytes with all of its last instruction.
+
+    Unicorn ends a block inside an instruction that it refuses to translate, which is one that
+    became a site.
+    """
+    for back in range(1, min(len(code), 14) + 1):
+        site = sites.get(gva + len(code) - back)
+        if site is not None and len(site.code) > back and site.code[:back] == code[-back:]:
+            return code[:-back] + site.code
+    return code
 
 
 def _is_piece(whole: Block, gva: int, code: bytes) -> bool:

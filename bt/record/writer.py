@@ -14,11 +14,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bt.core.vcpu import PSEUDO_EXITS
+from bt.core import counters
+from bt.core.vcpu import PSEUDO_EXITS, Vcpu
 from bt.errors import InputError
-from bt.machine.stats import EXCEPTIONS, MEMORY
 from bt.record import schema
-from translator.sensitive import TABLE
 
 if TYPE_CHECKING:
     from bt.machine.machine import Machine
@@ -40,23 +39,25 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, machine: Machine, meta: Mapping[str, str]) -> None:
-        self._machine = machine
-        self._meta = dict(meta)
+        if not isinstance(machine.vcpu, Vcpu):
+            raise InputError("this engine cannot be recorded: the CPU does not say what it runs")
+        self._machine, self._vcpu = machine, machine.vcpu
+        self._meta = {"ram_bytes": str(machine.ram.size), **meta}
         self._batches: list[tuple[bytes, bytes]] = []
         self._timeline: list[tuple[int, str, int]] = []
         self._last: dict[str, int] = {}
         self._lost = 0
         self._db = _create(folder)
-        machine.vcpu.record()
+        self._vcpu.record()
         self._sample()
 
     def _sample(self) -> None:
-        vcpu, timers = self._machine.vcpu, self._machine.timers
-        self._take(vcpu.now_ns())
-        timers.at(vcpu.now_ns() + SAMPLE_NS, self._sample)
+        now = self._vcpu.now_ns()
+        self._take(now)
+        self._machine.timers.at(now + SAMPLE_NS, self._sample)
 
     def _take(self, now: int) -> None:
-        entries, heap, self._lost = self._machine.vcpu.recorded()
+        entries, heap, self._lost = self._vcpu.recorded()
         if entries:
             self._batches.append((entries, heap))
         exits = self._machine.stats.exits
@@ -68,7 +69,7 @@ class Recorder:
 
     def close(self, outcome: Mapping[str, str], symbols: Iterable[tuple[int, int, str]]) -> None:
         """Write everything. ``symbols``: (address, size, name)."""
-        self._take(self._machine.vcpu.now_ns())
+        self._take(self._vcpu.now_ns())
         db = self._db
         meta = self._meta | dict(outcome) | {
             "wall_s": f"{self._machine.stats.wall_s:.6f}", "lost": str(self._lost),
@@ -76,13 +77,14 @@ class Recorder:
         with db:
             db.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", meta.items())
             db.executemany("INSERT INTO kinds VALUES (?, ?)", schema.KIND_NAMES.items())
-            db.executemany("INSERT INTO reasons VALUES (?, ?, ?)", reasons())
+            db.executemany("INSERT INTO reasons VALUES (?, ?, ?)",
+                           counters.reasons(PSEUDO_EXITS))
             db.executemany(
                 "INSERT INTO log (ns, kind, gva, gpa, cpl, bits, row, region, code) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", self._rows())
             db.executemany("INSERT INTO exits VALUES (?, ?, ?, ?)",
                            ((signed(gva), reason, count, ns) for gva, reason, count, ns
-                            in self._machine.vcpu.exit_places()))
+                            in self._vcpu.exit_places()))
             db.executemany("INSERT OR REPLACE INTO timeline VALUES (?, ?, ?)", self._timeline)
             db.executemany("INSERT OR REPLACE INTO symbols VALUES (?, ?, ?)",
                            ((signed(address), size, name) for address, size, name in symbols))
@@ -95,16 +97,6 @@ class Recorder:
                     schema.LOG_ENTRY.iter_unpack(entries):
                 code = heap[at:at + size] if size else None
                 yield ns, kind, gva, gpa, cpl, bits, row, region, code
-
-
-def reasons() -> Iterator[tuple[int, str, str]]:
-    """(number, name, "control" or "memory") of each reason an exit can have."""
-    for row in TABLE:
-        yield row.id, row.name, "control"
-    for index in range(32):
-        yield 256 + index, f"exception {EXCEPTIONS.get(index, index)}", "control"
-    for index, name in PSEUDO_EXITS.items():
-        yield 256 + index, name, "memory" if name in MEMORY else "control"
 
 
 def _create(folder: Path) -> sqlite3.Connection:
