@@ -75,6 +75,6 @@ def reasons(names: Mapping[int, str]) -> Iterator[tuple[int, str, str]]:
     for row in TABLE:
         yield row.id, row.name, "control"
     for index in range(32):
-        yield 256 + index, f"exception {_EXCEPTIONS.get(index, index)}", "control"
+        yield 256 + index, f"exception {EXCEPTIONS.get(index, index)}", "control"
     for index, name in names.items():
-        yield 256 + index, name, "memory" if name in _MEMORY else "control"
+        yield 256 + index, name, "memory" if name in MEMORY_UNIT else "control"

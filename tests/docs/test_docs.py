@@ -92,7 +92,8 @@ def test_quoted_commands_parse(path):
         if ours[0].startswith("-"):
             continue  # bt's own options end the process
         assert ours[0] in cli.COMMANDS, arguments
-        cli.build_parser(ours[0]).parse_args([*ours, *(["GUEST"] if ours in (["run"], ["inspect"]) else [])])
+        guest = ["GUEST"] if ours in (["run"], ["inspect"]) else []
+        cli.build_parser(ours[0]).parse_args([*ours, *guest])
 
 
 def test_readme_quotes_commands():
