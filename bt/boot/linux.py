@@ -66,7 +66,7 @@ def is_bzimage(head: bytes) -> bool:
 class Room(NamedTuple):
     """How much a kernel may take, in bytes, where no machine's RAM says so."""
 
-    size: int
+    low_end: int
 
 
 class Kernel(NamedTuple):

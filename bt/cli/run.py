@@ -112,7 +112,8 @@ def run(options: argparse.Namespace) -> int:
             "cmdline": plan.cmdline, "kind": loaded.kind})
     outcome = session.run(machine, options.timeout)
     if recorder is not None:
-        recorder.close({"outcome": outcome.kind, "status": str(outcome.status)}, [])
+        recorder.close({"outcome": outcome.kind, "status": str(outcome.status)},
+                       machine.symbols())
     if stats is not None:
         stats(machine.stats.to_json())
     return session.finish(outcome)

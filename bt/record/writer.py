@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,10 +21,12 @@ from bt.record import schema
 
 if TYPE_CHECKING:
     from bt.machine.machine import Machine
+    from bt.symbols.table import SymbolTable
 
 #: Virtual time between two looks at the counters.
 SAMPLE_NS = 10_000_000
 _SIGN = 1 << 63
+_MASK = (1 << 64) - 1
 
 
 def signed(address: int) -> int:
@@ -67,8 +69,8 @@ class Recorder:
                     self._timeline.append((now, reason, count - self._last.get(reason, 0)))
                     self._last[reason] = count
 
-    def close(self, outcome: Mapping[str, str], symbols: Iterable[tuple[int, int, str]]) -> None:
-        """Write everything. ``symbols``: (address, size, name)."""
+    def close(self, outcome: Mapping[str, str], symbols: SymbolTable) -> None:
+        """Write everything. Of ``symbols``, those that name something recorded."""
         self._take(self._vcpu.now_ns())
         db = self._db
         meta = self._meta | dict(outcome) | {
@@ -87,9 +89,18 @@ class Recorder:
                             in self._vcpu.exit_places()))
             db.executemany("INSERT OR REPLACE INTO timeline VALUES (?, ?, ?)", self._timeline)
             db.executemany("INSERT OR REPLACE INTO symbols VALUES (?, ?, ?)",
-                           ((signed(address), size, name) for address, size, name in symbols))
+                           self._named(symbols))
             db.execute(schema.INDEXES)
         db.close()
+
+    def _named(self, symbols: SymbolTable) -> Iterator[tuple[int, int, str]]:
+        if not symbols:
+            return
+        addresses = {entry[1] & _MASK for entries, _ in self._batches
+                     for entry in schema.LOG_ENTRY.iter_unpack(entries)}
+        addresses.update(place[0] for place in self._vcpu.exit_places())
+        for symbol in {symbols.symbol(address) for address in addresses} - {None}:
+            yield signed(symbol.address), symbol.size, symbol.name
 
     def _rows(self) -> Iterator[tuple[int, int, int, int, int, int, int, int, bytes | None]]:
         for entries, heap in self._batches:

@@ -148,3 +148,21 @@ def test_damaged_recordings(tasks_folder: Path, tmp_path: Path, data: st.DataObj
         read(path)
     except InputError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.slow
+def test_the_hottest_places_of_linux_have_kernel_names(
+        tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "boot"
+    assert cli.main(["run", "linux", "--record", str(folder), "--", "cat", "/proc/kallsyms"]) == 0
+    kallsyms = {int(line.split()[0], 16): line.split()[2]
+                for line in capfd.readouterr().out.splitlines()}
+    recording = read(folder)
+    hot = [entry for entry in recording.exits if entry.gva][:20]
+    for entry in hot:
+        found = recording.symbol_of(entry.gva)
+        assert found is not None, hex(entry.gva)
+        # What the kernel says of itself: some name at that very address.
+        assert entry.gva - found[1] in kallsyms
+    assert cli.main(["inspect", str(folder), "--hot", "20"]) == 0
+    assert "text_poke_early" in capfd.readouterr().out
