@@ -107,7 +107,9 @@ cdef bint peek(uint64_t address, void *out, size_t length) noexcept nogil:
 
 cdef enum:
     UC_STRUCT_SCAN = 2600       # bytes of struct uc_struct looked through
-    CPU_SPAN = 1 << 17          # bytes after CPUState in which its CPUX86State must lie
+    # Bytes after CPUState in which its CPUX86State must lie (it begins at 35,408, and is longer than
+    # the rest of this). No more than the object has: what is behind it may not be mapped.
+    CPU_SPAN = 40960
 
 cdef int layout_find(uc_engine *uc, Env **env_out, char **cpu_out) except -1:
     """Find CPUState and CPUX86State by sixteen register values planted through the public API.
