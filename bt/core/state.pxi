@@ -185,6 +185,7 @@ cdef enum:
     MAX_POINTS = 24
     MAX_LOCALS = 32             # more than so many: a CR3 load forgets everything
     RECENT = 32                 # blocks remembered for the death report
+    FOLD_SLOTS = 256            # heads of loops remembered
 
 cdef struct Point:              # where inside a stub the vCPU can be found (stubs.Point)
     uint64_t gva                # guest address to continue at
@@ -202,6 +203,14 @@ cdef struct Stub:
     uint16_t resume             # offset to continue at after the VMM did the instruction
     int n_points
     Point points[MAX_POINTS]
+
+cdef struct Fold:               # a loop whose head is watched (fold.pxi)
+    Vm *vm
+    uint64_t head               # linear; 0 = an empty slot
+    uc_hook hook
+    uint32_t wait               # visits until the next look
+    uint32_t looks              # in vain, since the last that was not
+    int retired                 # the hook is gone
 
 cdef struct Vm
 cdef struct Xen                  # xen.pxi; a Vm has one when it is a Xen domain
@@ -334,6 +343,12 @@ cdef struct Vm:
     uint64_t sites_made
     uint64_t recent[RECENT]
     uint32_t recent_at
+    # loops
+    int folding
+    Fold loops[FOLD_SLOTS]
+    int fold_hooks
+    uint64_t folds
+    uint64_t folded_turns
     # progress watch: the same fault at the same place again and again is a dead guest
     uint64_t last_fault_rip
     uint64_t last_fault_gva

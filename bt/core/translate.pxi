@@ -35,6 +35,8 @@ cdef void on_block(uc_engine *uc, uc_tb *block, uc_tb *previous, void *data) noe
     vm.recent_at += 1
     if vm.recorder != NULL:
         record_block(vm, gva, block.size)
+    if vm.folding and not in_window(vm, gva):
+        fold_watch(vm, gva, block.size)
     if not vm.translate or in_window(vm, gva):
         return
     start = host_ns()

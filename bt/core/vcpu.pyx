@@ -22,6 +22,7 @@ include "transfers.pxi"
 include "io.pxi"
 include "xen.pxi"
 include "xen_pages.pxi"
+include "fold.pxi"
 include "translate.pxi"
 include "hooks.pxi"
 include "pv.pxi"
@@ -271,6 +272,7 @@ cdef class Vcpu:
         vm.hot = hot if translate and hot_site is not None else 0
         vm.audit = audit
         vm.hardware_code = -1
+        vm.folding = 1
         self.make_cpu()
         layout_check(vm)
         if asynchronous is None:
@@ -992,8 +994,18 @@ cdef class Vcpu:
 
     def translator_counts(self):
         """What translation took (bt.machine.cpu.TranslatorCounts)."""
+        events = _names.translation_counts(self.counters()[1], PSEUDO_EXITS)
+        events |= {"loop folded": self.vm.folds, "turn folded": self.vm.folded_turns}
         return _TranslatorCounts(self.vm.scan_ns / 1e9, self.vm.insns_scanned, self.vm.sites_made,
-                                 _names.translation_counts(self.counters()[1], PSEUDO_EXITS))
+                                 events)
+
+    def set_folding(self, bint on):
+        """Whether loops that only count are done in one step (fold.pxi). They are at first."""
+        self.vm.folding = on
+
+    def fold_counters(self):
+        """(times a loop was folded, turns that were not executed one by one)."""
+        return self.vm.folds, self.vm.folded_turns
 
     def audit_counters(self):
         """(blocks looked at, times the guest was found at real CPL 0)."""
