@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bt.cli import disks
 from bt.cli import options as values
 from bt.cli.stdin import END, READY, encode, for_hvc
 from bt.errors import EXIT_GUEST_DIED, EXIT_TIME_LIMIT, InputError
@@ -46,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kernel", type=Path, metavar="FILE", help="linux: this kernel, nothing is fetched")
     add("--initrd", type=Path, metavar="FILE", help="this initrd in place of the busybox one")
     add("--append", default="", metavar="TEXT", help="more kernel command line")
+    add("--disk", type=disks.parse, action="append", default=[], metavar="FILE[,OPTIONS]",
+        help=disks.HELP)
     add("--package", metavar="NAME", help="linux: this Debian kernel package")
     add("--flat", type=values.address, metavar="BASE", help="GUEST is a flat binary, loaded there")
     add("--bits", type=int, choices=(16, 32, 64), help="a flat binary's mode (default: 16)")
@@ -91,6 +94,9 @@ def run(options: argparse.Namespace) -> int:
         console=session.console,
         channels=session.channels,
     )
+    disks.attach(machine, options.disk)
+    if options.verbose:
+        machine.on_report = lambda text: print(f"bt: {text}", file=sys.stderr)
     loaded = machine.load(
         plan.path,
         cmdline=plan.cmdline,
@@ -160,6 +166,13 @@ def _plan_linux(options: argparse.Namespace) -> Plan:
         extra.append(initramfs.terminal_cpio(size.lines, size.columns, kind))
     path = options.kernel or fetch.kernel(options.package or fetch.KERNEL_PACKAGE)
     if options.initrd is None:
+        if options.disk and options.command is None:
+            extra.append(initramfs.root_cpio(disks.root_device(options.disk)))
+        wanted = disks.modules(options.disk)
+        if wanted and not options.kernel:  # a kernel of one's own has its drivers built in
+            from guests.linux.modules import Modules
+
+            extra.append(Modules(*fetch.modules(path)).archive(wanted))
         initrd = initramfs.initramfs(fetch.busybox(), extra)
     else:
         initrd = options.initrd

@@ -389,6 +389,15 @@ cdef void mmio_done(Vm *vm) noexcept nogil:
     elif vm.intr and interrupts_on(vm):
         leave(vm)
 
+cdef void python_fifo_done(Vm *vm) noexcept with gil:
+    try:
+        (<Vcpu>vm.owner).fifo_finish()
+    except BaseException as error:
+        python_failed(vm, error)
+    if vm.python_wants:
+        vm.kick = 1
+        leave(vm)
+
 cdef void python_cpuid(Vm *vm) noexcept with gil:
     cdef uint64_t *regs = vm.env.regs
     try:

@@ -80,6 +80,35 @@ cdef void do_out(Vm *vm, Insn *insn) noexcept nogil:
         return
     port_out(vm, port, size, <uint32_t>get_reg(vm, RAX, size))
 
+cdef uint64_t fifo_bulk(Vm *vm, uint32_t port, int size, bint output, uint64_t at,
+                        uint64_t count) noexcept nogil:
+    """Move up to ``count`` elements between the FIFO of ``port`` and one page of guest memory.
+
+    How many were moved; 0 where element by element is the way: another port, no whole element
+    left, a page that cannot be accessed.
+    """
+    cdef uint64_t *fifo = vm.fifo
+    cdef uint64_t n
+    cdef uint8_t *host
+    if fifo[0] != port or fifo[3] != output:
+        return 0
+    n = (fifo[2] - fifo[1]) // <uint64_t>size
+    if n > count:
+        n = count
+    if n > (4096 - (at & 0xfff)) // <uint64_t>size:
+        n = (4096 - (at & 0xfff)) // <uint64_t>size
+    if n == 0:
+        return 0
+    host = touch(vm, at, ACCESS_READ if output else ACCESS_WRITE, vm.cpl == 3)
+    if host == NULL:
+        return 0
+    if output:
+        memcpy(vm.fifo_data + fifo[1], host, n * size)
+    else:
+        memcpy(host, vm.fifo_data + fifo[1], n * size)
+    fifo[1] += n * size
+    return n
+
 cdef void string_io(Vm *vm, Insn *insn, bint output) noexcept nogil:
     """INS and OUTS, with REP: all of it, or up to the first fault (then restartable)."""
     cdef int size = io_size(insn)
@@ -88,7 +117,7 @@ cdef void string_io(Vm *vm, Insn *insn, bint output) noexcept nogil:
     cdef uint64_t *regs = vm.env.regs
     cdef int index = RSI if output else RDI
     cdef int seg = R_ES
-    cdef uint64_t count = 1, at
+    cdef uint64_t count = 1, at, moved
     cdef uint64_t value
     cdef int64_t step = size
     if not io_allowed(vm, port, size):
@@ -105,11 +134,17 @@ cdef void string_io(Vm *vm, Insn *insn, bint output) noexcept nogil:
     while count:
         at = segmented(vm, seg, regs[index] & mask)
         value = 0
-        if output:
+        moved = 0
+        if step > 0 and (mask == ~<uint64_t>0 or (regs[index] & mask) + count * size <= mask):
+            moved = fifo_bulk(vm, port, size, output, at, count)
+        if moved:
+            pass
+        elif output:
             if read_virt(vm, at, &value, size, vm.cpl == 3) != 0:
                 raise_pending(vm)
                 return
             port_out(vm, port, size, <uint32_t>value)
+            moved = 1
         else:
             # Probe first: the device must not be read if the store then faults.
             if touch(vm, at, ACCESS_WRITE, vm.cpl == 3) == NULL and vm.fault_vector:
@@ -119,11 +154,15 @@ cdef void string_io(Vm *vm, Insn *insn, bint output) noexcept nogil:
             if write_virt(vm, at, &value, size, vm.cpl == 3) != 0:
                 raise_pending(vm)
                 return
-        at = (regs[index] & mask) + <uint64_t>step
+            moved = 1
+        at = (regs[index] & mask) + <uint64_t>step * moved
         set_reg(vm, index, at & mask, insn.adsize)
-        count -= 1
+        count -= moved
         if insn.rep:
             set_reg(vm, RCX, count, insn.adsize)
+        if vm.fifo[1] == vm.fifo[2] and vm.fifo[2]:
+            vm.exits[EXIT_IO_PYTHON] += 1
+            python_fifo_done(vm)        # with the registers as they are after the last element
         if vm.stop or vm.kick:
             # Come back for the rest: REP is interruptible between elements.
             if count and insn.rep:

@@ -309,6 +309,8 @@ cdef struct Vm:
     uint8_t *port_read_kind
     uint8_t *port_write_kind
     uint8_t *port_value
+    uint64_t *fifo              # bt/machine/fifo.py: port, bytes done, bytes in all, 1 for OUT
+    uint8_t *fifo_data
     uint32_t hot
     int deterministic
     uint64_t blocks             # executed, deterministic clock only

@@ -191,6 +191,9 @@ cdef class Vcpu:
     cdef Py_buffer write_kind_buffer
     cdef Py_buffer value_buffer
     cdef Py_buffer mmio_buffer
+    cdef Py_buffer fifo_buffer
+    cdef Py_buffer fifo_data_buffer
+    cdef object fifo_finish
     cdef readonly object copies_map
     cdef readonly object window_map
     cdef Py_buffer copies_buffer
@@ -242,6 +245,9 @@ cdef class Vcpu:
         PyObject_GetBuffer(bus.write_kind, &self.write_kind_buffer, PyBUF_WRITABLE)
         PyObject_GetBuffer(bus.value, &self.value_buffer, PyBUF_WRITABLE)
         PyObject_GetBuffer(bus.mmio_ranges, &self.mmio_buffer, PyBUF_WRITABLE)
+        PyObject_GetBuffer(bus.fifo.state, &self.fifo_buffer, PyBUF_WRITABLE)
+        PyObject_GetBuffer(bus.fifo.buffer, &self.fifo_data_buffer, PyBUF_WRITABLE)
+        self.fifo_finish = bus.fifo.finish
         self.copies_map = mmap.mmap(-1, COPY_PAGES * 4096)
         self.window_map = mmap.mmap(-1, WINDOW_SIZE)
         PyObject_GetBuffer(self.copies_map, &self.copies_buffer, PyBUF_WRITABLE)
@@ -256,6 +262,8 @@ cdef class Vcpu:
         vm.port_read_kind = <uint8_t *>self.read_kind_buffer.buf
         vm.port_write_kind = <uint8_t *>self.write_kind_buffer.buf
         vm.port_value = <uint8_t *>self.value_buffer.buf
+        vm.fifo = <uint64_t *>self.fifo_buffer.buf
+        vm.fifo_data = <uint8_t *>self.fifo_data_buffer.buf
         pages = vm.ram_size >> 12
         vm.code = <CodePage **>calloc(pages, sizeof(CodePage *))
         vm.write_gen = <uint32_t *>calloc(pages, sizeof(uint32_t))
@@ -394,6 +402,8 @@ cdef class Vcpu:
         PyBuffer_Release(&self.write_kind_buffer)
         PyBuffer_Release(&self.value_buffer)
         PyBuffer_Release(&self.mmio_buffer)
+        PyBuffer_Release(&self.fifo_buffer)
+        PyBuffer_Release(&self.fifo_data_buffer)
         PyBuffer_Release(&self.copies_buffer)
         PyBuffer_Release(&self.window_buffer)
         free(vm)

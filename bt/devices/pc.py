@@ -58,11 +58,8 @@ class LegacyPc:
 
     def __init__(self, clock: Clock, timers: TimerQueue, bus: Bus, ram_size: int, *,
                  wallclock_s: int = 0) -> None:
-        self.pic = pic = Pic8259Pair(bus)
-
-        def line(number: int) -> Callable[[bool], None]:
-            return lambda level: pic.set_irq(number, level)
-
+        self.pic = Pic8259Pair(bus)
+        line = self.isa_line
         com1_irq, com3_irq = shared_line(line(4), 2)
         self.pit = Pit8254(bus, clock, timers, line(0))
         self.com1 = Uart(bus, COM1, com1_irq)
@@ -71,6 +68,10 @@ class LegacyPc:
         self.cmos = Cmos(bus, clock, timers, line(8), ram_size=ram_size, wallclock_s=wallclock_s)
         self.power = PowerControl(bus)
         self.debug = DebugPort(bus)
+
+    def isa_line(self, number: int) -> Callable[[bool], None]:
+        """Interrupt line ``number`` (0-15) for one more device on the ISA bus."""
+        return lambda level: self.pic.set_irq(number, level)
 
     def flush(self) -> None:
         """Hand on all collected output: call when the guest idles, stops, or now and then."""

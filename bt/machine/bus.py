@@ -31,6 +31,8 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import Protocol
 
+from bt.machine.fifo import Fifo
+
 PORTS = 0x10000
 #: Ranges of device memory at one time; each claim may cut an earlier one in two.
 MAX_MMIO_CLAIMS = 512
@@ -71,6 +73,7 @@ class Bus:
         self.read_kind = bytearray(PORTS)
         self.write_kind = bytearray(PORTS)
         self.value = bytearray(PORTS)
+        self.fifo = Fifo()
         # Bound methods by port: one dictionary look-up on the way to a device.
         self._reader: dict[int, Callable[[int, int], int]] = {}
         self._writer: dict[int, Callable[[int, int, int], None]] = {}

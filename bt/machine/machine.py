@@ -35,8 +35,11 @@ from bt.machine.tracing import Tracer
 from bt.symbols.table import SymbolTable
 
 if TYPE_CHECKING:
+    from bt.devices.ata import AtaChannel
+    from bt.devices.disk import Disk
     from bt.machine.exits import Exit, ExitHooks
     from bt.symbols.guest import GuestSymbols
+    from bt.virtio.device import VirtioDevice
 
 _Hook = TypeVar("_Hook", bound="Callable[[Exit], object]")
 
@@ -125,6 +128,9 @@ class Machine:
         self.memory = Memory(self.vcpu)
         self.physical = Physical(self.ram, self.vcpu)
         self._hooks: ExitHooks | None = None
+        self._ata: AtaChannel | None = None
+        #: Told each line about a device whose driver broke a rule.
+        self.on_report: Callable[[str], None] = lambda text: None
 
     # Hooks (bt.machine.exits) ---------------------------------------------------------------------
 
@@ -198,6 +204,44 @@ class Machine:
         self._ports: dict[int, InputPort] = {1: self.pc.com1, 2: self.pc.com2, 3: self.pc.com3}
         self.pc.power.on_reset = lambda source: self.end("reset")
         self.pc.power.on_exit = lambda status: self.end("powered-off", status)
+
+    # Devices beside the board's own ------------------------------------------------------------
+
+    def add_virtio(self, device: VirtioDevice) -> None:
+        """Put a virtio device on the PCI bus. Before the run. Raises InputError without PCI."""
+        if not isinstance(self.pc, Pc) or self.engine.paravirtual:
+            raise InputError(f"{device.name} needs a machine with PCI: "
+                             + ("engine pv has none" if self.engine.paravirtual
+                                else "use --machine pc"))
+        from bt.virtio.pci import VirtioPci  # costs what only such machines need
+        try:
+            # Without a local APIC nobody takes messages, and Linux 6.1 warns of the attempt.
+            self.pc.pci.add(VirtioPci(device, self.dma, self._device_report,
+                                      msix=self.pc.pci.on_message is not None))
+        except ValueError as error:
+            raise InputError(f"no room for one more {device.name}: {error}") from None
+
+    def add_disk(self, disk: Disk, interface: str = "virtio", serial: str = "") -> None:
+        """A disk, as "virtio" or "ata" (at most two). Before the run. Raises InputError."""
+        if interface == "virtio":
+            from bt.virtio.blk import VirtioBlk
+            self.add_virtio(VirtioBlk(disk, serial.encode()))
+            return
+        if self.engine.paravirtual:
+            raise InputError("a Xen domain has no ATA disk")
+        from bt.devices.ata import AtaChannel
+        if self._ata is None:
+            self._ata = AtaChannel(self.bus, self.pc.isa_line(AtaChannel.IRQ))
+            if isinstance(self.pc, Pc):
+                from bt.devices.ide import PciIde
+                self.pc.pci.add(PciIde())
+        self._ata.add(disk, serial)
+
+    def _device_report(self, text: str) -> None:
+        """Something about a device that a user should know; only the first so many are kept."""
+        if len(self.stats.reports) < 100:
+            self.stats.reports.append(text)
+            self.on_report(text)
 
     # Before the run ---------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bt.machine.cpu import VirtualCpu
@@ -16,6 +16,7 @@ class Stats:
     vcpu: VirtualCpu
     engine: str
     wall_s: float = 0.0
+    reports: list[str] = field(default_factory=list)  # devices stopped because a driver lied
 
     @property
     def exits(self) -> dict[str, dict[str, int]]:
@@ -46,4 +47,5 @@ class Stats:
                 **{k.replace(" ", "_"): n for k, n in sorted(translator.events.items())},
             },
             "audit": {"blocks": blocks, "ring0": ring0},
+            "reports": list(self.reports),
         }

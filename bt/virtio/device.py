@@ -43,6 +43,7 @@ class VirtioDevice:
 
     name = "virtio"
     device_id = 0
+    pci_class = 0xFF0000  # base class, sub-class, interface; this one is "none of the others"
     features = 0
     queue_sizes: tuple[int, ...] = ()
 

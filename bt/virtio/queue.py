@@ -136,7 +136,8 @@ class Virtqueue:
         self.descriptors = self.driver = self.device = 0  # addresses of the three areas
         self.event_index = False  # VIRTIO_F_EVENT_IDX was agreed on
         self.indirect = True  # VIRTIO_F_INDIRECT_DESC was agreed on
-        self.ready = False
+        self.enabled = False  # by the driver
+        self.ready = False  # enabled, and nothing is wrong with it
         self._next = 0  # available index of the next chain
         self._used = 0
         self._signalled = 0  # used index at the last look at `wants_interrupt`
@@ -144,6 +145,7 @@ class Virtqueue:
 
     def enable(self) -> None:
         """The driver says the queue is set up: check where its areas are (2.7.1)."""
+        self.enabled = True
         size = self.size
         areas = (
             ("descriptor area", self.descriptors, 16 * size, 16),

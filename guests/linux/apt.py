@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -32,6 +32,18 @@ def fetch(package: str, wanted: re.Pattern[str], folder: Path) -> Path:
     A kernel meta package stands for the kernel it depends on now. Shows progress on stderr. Raises
     :class:`InputError` for everything that can go wrong.
     """
+    return _fetch(package, folder, lambda archive: _unpack_one(archive, wanted, folder))
+
+
+def fetch_tree(package: str, wanted: re.Pattern[str], folder: Path) -> Path:
+    """All files of ``package`` whose names match ``wanted``, at their places below ``folder``.
+
+    ``folder`` appears when everything is in it. Raises like :func:`fetch`.
+    """
+    return _fetch(package, folder.parent, lambda archive: _unpack_tree(archive, wanted, folder))
+
+
+def _fetch(package: str, folder: Path, unpack: Callable[[Path], Path]) -> Path:
     for tool in ("apt-get", "apt-cache", "dpkg-deb"):
         if shutil.which(tool) is None:
             raise InputError(f"no {tool} here to fetch {package} with; {_OWN_FILES}")
@@ -41,7 +53,7 @@ def fetch(package: str, wanted: re.Pattern[str], folder: Path) -> Path:
         # nothing that could be taken for a kernel.
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as work:
             archive = _download(package, Path(work))
-            return _unpack(archive, wanted, folder)
+            return unpack(archive)
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(f"cannot fetch {package} into {folder}: {reason}") from None
@@ -179,8 +191,8 @@ def _show_progress(title: str, status: IO[str]) -> None:
                 bar.update(task, completed=float(fields[2]))
 
 
-def _unpack(archive: Path, wanted: re.Pattern[str], folder: Path) -> Path:
-    """Take one file out of a .deb. Stops reading as soon as it has it."""
+def _members(archive: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, IO[bytes]]]:
+    """Names and contents of the files of a .deb that match. Stops reading when nobody asks."""
     process = subprocess.Popen(
         ["dpkg-deb", "--fsys-tarfile", str(archive)],
         stdout=subprocess.PIPE,
@@ -191,15 +203,35 @@ def _unpack(archive: Path, wanted: re.Pattern[str], folder: Path) -> Path:
         with tarfile.open(fileobj=process.stdout, mode="r|") as tar:
             for member in tar:
                 source = tar.extractfile(member) if wanted.fullmatch(member.name) else None
-                if source is None:
-                    continue
-                partial = archive.with_name("unpacked")
-                with partial.open("wb") as target:
-                    shutil.copyfileobj(source, target)
-                return partial.replace(folder / Path(member.name).name)
+                if source is not None:
+                    yield member.name, source
     except tarfile.TarError:
         pass  # not an archive, or a truncated one: the same message as an archive without it
     finally:
         process.stdout.close()
         process.wait()
+
+
+def _unpack_one(archive: Path, wanted: re.Pattern[str], folder: Path) -> Path:
+    """Take one file out of a .deb. Stops reading as soon as it has it."""
+    for name, source in _members(archive, wanted):
+        partial = archive.with_name("unpacked")
+        with partial.open("wb") as target:
+            shutil.copyfileobj(source, target)
+        return partial.replace(folder / Path(name).name)
     raise InputError(f"{archive.name} has no file {wanted.pattern}; {_OWN_FILES}")
+
+
+def _unpack_tree(archive: Path, wanted: re.Pattern[str], folder: Path) -> Path:
+    """Take all matching files out of a .deb."""
+    partial = archive.with_name("tree")
+    for name, source in _members(archive, wanted):
+        target = partial / name
+        if ".." in target.parts:
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            shutil.copyfileobj(source, file)
+    if not partial.exists():
+        raise InputError(f"{archive.name} has no file {wanted.pattern}; {_OWN_FILES}")
+    return partial.replace(folder)

@@ -19,6 +19,16 @@ BUSYBOX_PACKAGE = "busybox-static"
 
 _PACKAGE_NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+")  # Debian Policy 5.6.7
 _KERNEL_FILE = re.compile(r"\./boot/vmlinuz-.+")
+# What a guest here can have a device for; the whole tree is 300 MB for some kernels.
+_MODULE_FILE = re.compile(
+    r"\./(usr/)?lib/modules/[^/]+/kernel/("
+    r"(lib|block|crypto|arch/x86/crypto|fs/(9p|netfs|fscache|ext4|jbd2|nls|fuse|overlayfs)|net/9p"
+    r"|drivers/(virtio|ata|cdrom|char/hw_random))/.+"
+    r"|fs/mbcache|net/core/failover"
+    r"|drivers/(block/(virtio_blk|xen-blkfront|loop)|scsi/(scsi_mod|scsi_common|sd_mod)"
+    r"|net/(virtio_net|net_failover|xen-netfront)|char/virtio_console)"
+    r")\.ko(\.xz|\.zst|\.gz)?"
+)
 _BUSYBOX_FILE = re.compile(r"\./(usr/)?bin/busybox")
 
 
@@ -49,6 +59,20 @@ def busybox() -> Path:
 def cached_kernel(package: str = KERNEL_PACKAGE) -> Path | None:
     """The kernel :func:`kernel` would give without fetching anything; None when it would fetch."""
     return _cached(package, _KERNEL_FILE)
+
+
+def modules(kernel: Path) -> tuple[Path, str]:
+    """Folder of the modules of ``kernel``, which :func:`kernel` gave, and the kernel's release.
+
+    Fetched unless they are cached. Raises like :func:`kernel`.
+    """
+    release = kernel.name.removeprefix("vmlinuz-")
+    folder = kernel.with_name(f"modules-{release}")
+    if not folder.is_dir():
+        from guests.linux import apt
+
+        apt.fetch_tree(f"linux-image-{release}", _MODULE_FILE, folder)
+    return folder, release
 
 
 def _file(package: str, wanted: re.Pattern[str]) -> Path:

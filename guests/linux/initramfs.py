@@ -168,6 +168,14 @@ def terminal_cpio(rows: int, columns: int, kind: str) -> bytes:
     return cpio.finish()
 
 
+def root_cpio(device: str) -> bytes:
+    """An archive to append: /init boots the root file system on ``device``, a block device."""
+    cpio = Cpio()
+    cpio.directory("ring1")
+    cpio.file("ring1/root", b"device=%s\n" % quote(device) + (HERE / "root").read_bytes())
+    return cpio.finish()
+
+
 def initramfs(busybox: Path, extra: Iterable[bytes] = ()) -> bytes:
     """The whole initramfs: the base archive, from the cache beside ``busybox``, and ``extra``.
 

@@ -21,8 +21,9 @@ class FakeMachine:
     made: list[FakeMachine] = []
     guest = staticmethod(lambda machine: Outcome())
 
-    def __init__(self, *, engine, ram_bytes, deterministic, trace, console, channels):
-        self.engine, self.ram_bytes, self.deterministic = engine, ram_bytes, deterministic
+    def __init__(self, *, engine, machine, ram_bytes, deterministic, trace, console, channels):
+        self.engine, self.machine = engine, machine
+        self.ram_bytes, self.deterministic = ram_bytes, deterministic
         self.trace, self.console, self.channels = trace, console, channels
         self.fed = {1: bytearray(), 2: bytearray()}
         self.news = threading.Condition()

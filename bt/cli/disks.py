@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``bt run --disk``: which images, how they are opened, and what the guest sees them as."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bt.errors import InputError
+
+if TYPE_CHECKING:
+    from bt.machine.machine import Machine
+
+HELP = "a disk; again for more. OPTIONS: ,ro or ,overlay (writes are thrown away), ,if=ata"
+_MODES = ("rw", "ro", "overlay")
+_MAX_DISKS = 16
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a disk can look like to a guest: modules Linux needs, the name of the first disk."""
+
+    modules: tuple[str, ...]
+    first: str
+    most: int = _MAX_DISKS
+
+
+INTERFACES = {
+    "virtio": Interface(("virtio_pci", "virtio_blk"), "/dev/vda"),
+    "ata": Interface(("ata_piix", "pata_legacy", "sd_mod"), "/dev/sda", most=2),
+}
+
+
+@dataclass(frozen=True)
+class DiskOption:
+    """One ``--disk``."""
+
+    path: Path
+    mode: str = "rw"
+    interface: str = "virtio"
+
+
+def parse(text: str) -> DiskOption:
+    """``FILE[,ro|,overlay][,if=virtio|ata]``. Raises ArgumentTypeError (for argparse)."""
+    words = text.split(",")
+    mode, interface = None, None
+    # From the end: a file name may have commas too.
+    while len(words) > 1:
+        word = words[-1]
+        if word in _MODES and mode is None:
+            mode = word
+        elif word.startswith("if=") and interface is None:
+            interface = word[3:]
+            if interface not in INTERFACES:
+                raise argparse.ArgumentTypeError(
+                    f"no disk interface {interface!r}: one of {', '.join(INTERFACES)}")
+        else:
+            break
+        words.pop()
+    path = ",".join(words)
+    if not path:
+        raise argparse.ArgumentTypeError("--disk needs a file")
+    if len(words) > 1 and not Path(path).exists():
+        raise argparse.ArgumentTypeError(f"{words[-1]!r} is no option of a disk, and there is no "
+                                         f"file {path!r}")
+    return DiskOption(Path(path), mode or "rw", interface or "virtio")
+
+
+def modules(disks: list[DiskOption]) -> list[str]:
+    """The Linux modules for these disks, in the order to load them in."""
+    return list(dict.fromkeys(m for disk in disks for m in INTERFACES[disk.interface].modules))
+
+
+def root_device(disks: list[DiskOption]) -> str:
+    """Where Linux finds the first of these disks."""
+    return INTERFACES[disks[0].interface].first
+
+
+def attach(machine: Machine, disks: list[DiskOption]) -> None:
+    """Give ``machine`` its disks, in this order. Raises InputError."""
+    for name, interface in INTERFACES.items():
+        if sum(disk.interface == name for disk in disks) > interface.most:
+            raise InputError(f"at most {interface.most} disks of if={name}")
+    from bt.devices.disk import Disk
+
+    for number, option in enumerate(disks):
+        disk = Disk(option.path, option.mode)
+        machine.add_disk(disk, option.interface, serial=f"ring1-{number}")
