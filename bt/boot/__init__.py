@@ -26,11 +26,13 @@ KINDS = ("linux", "multiboot", "flat")
 
 
 def load(path: Path, ram: Ram, *, cmdline: str = "", initrd: Path | bytes | None = None,
-         kind: str | None = None, base: int | None = None, bits: int | None = None) -> Loaded:
+         kind: str | None = None, base: int | None = None, bits: int | None = None,
+         rsdp: int = 0) -> Loaded:
     """Load the kernel at ``path`` into ``ram``, which must be fresh (all zero).
 
     ``kind`` is one of KINDS, or None to recognise it. ``base`` (guest-physical) and ``bits`` (16,
-    32 or 64) are for flat binaries only. Raises InputError, with the file's name in the message.
+    32 or 64) are for flat binaries only. ``rsdp`` is the guest-physical address of ACPI's root
+    pointer, 0 if there is none. Raises InputError, with the file's name in the message.
     """
     with ExitStack() as files:
         image = files.enter_context(FileImage(Path(path)))
@@ -53,7 +55,7 @@ def load(path: Path, ram: Ram, *, cmdline: str = "", initrd: Path | bytes | None
             ramdisk = files.enter_context(open_initrd(initrd))
         if kind == "linux":
             from bt.boot import linux
-            return linux.load(image, ram, cmdline, ramdisk)
+            return linux.load(image, ram, cmdline, ramdisk, rsdp)
         from bt.boot import multiboot
         return multiboot.load(image, ram, cmdline, ramdisk)
 

@@ -42,6 +42,7 @@ _INIT_SIZE = 0x260
 _HEADER_MAX = 0x290         # end of the room for the header in boot_params
 
 # Offsets in boot_params only (zero-page.rst).
+_ACPI_RSDP_ADDR = 0x70
 _E820_ENTRIES = 0x1E8
 _E820_TABLE = 0x2D0
 _BOOT_PARAMS_SIZE = 0x1000
@@ -82,7 +83,8 @@ class Kernel(NamedTuple):
         return struct.unpack_from(form, self.header, offset - _HEADER)[0]
 
 
-def load(image: FileImage, ram: Ram, cmdline: str, ramdisk: Image | None) -> Loaded:
+def load(image: FileImage, ram: Ram, cmdline: str, ramdisk: Image | None,
+         rsdp: int = 0) -> Loaded:
     """Put a kernel, its boot_params, command line and initrd into RAM. Raises InputError."""
     kernel = open_kernel(image, ram)
     with kernel.image:
@@ -97,7 +99,7 @@ def load(image: FileImage, ram: Ram, cmdline: str, ramdisk: Image | None) -> Loa
         initrd.check_linux(ramdisk)
         placed = initrd.place(ramdisk, ram, end, kernel.field(_INITRD_ADDR_MAX, "<I") + 1)
     command = lowmem.write_cmdline(ram, cmdline, kernel.field(_CMDLINE_SIZE, "<I"))
-    ram.write(lowmem.INFO, _boot_params(kernel.header, ram, command, placed))
+    ram.write(lowmem.INFO, _boot_params(kernel.header, ram, command, placed, rsdp))
     gdt_base, gdt_limit = lowmem.write_gdt(ram, bits)
     entry = EntryState(
         bits=bits, rip=vmlinux.entry, rsp=lowmem.STACK_TOP, regs={"rsi": lowmem.INFO},
@@ -168,8 +170,9 @@ def _version(image: Image, pointer: int) -> str:
     return release if release.isprintable() and release else "of unknown version"
 
 
-def _boot_params(header: bytes, ram: Ram, cmdline: int, ramdisk: tuple[int, int]) -> bytes:
-    """struct boot_params. What stays 0 is said to be absent: screen, APM, EDD, EFI, ACPI RSDP.
+def _boot_params(header: bytes, ram: Ram, cmdline: int, ramdisk: tuple[int, int],
+                 rsdp: int) -> bytes:
+    """struct boot_params. What stays 0 is said to be absent: screen, APM, EDD, EFI.
 
     All addresses here are below 4 GiB, so the ext_ upper halves stay 0 too.
     """
@@ -181,6 +184,7 @@ def _boot_params(header: bytes, ram: Ram, cmdline: int, ramdisk: tuple[int, int]
             (_CMD_LINE_PTR, "<I", cmdline), (_HARDWARE_SUBARCH, "<I", 0), (_SETUP_DATA, "<Q", 0)):
         struct.pack_into(form, params, offset, value)
     struct.pack_into("<II", params, _RAMDISK_IMAGE, *ramdisk)
+    struct.pack_into("<Q", params, _ACPI_RSDP_ADDR, rsdp)
     regions = lowmem.memory_map(ram)
     params[_E820_ENTRIES] = len(regions)
     for index, region in enumerate(regions):

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("guest", metavar="GUEST", help="a name from `bt guests`, or a file: Linux, multiboot, flat")
     add("--engine", default="bt", metavar="NAME", help="how the guest kernel is run (default: bt)")
-    add("--machine", default="legacy", metavar="NAME", help="pc or legacy (default: legacy)")
+    add("--machine", metavar="NAME", help="the board: pc (default) or legacy")
     add("--mem", type=values.size, default=256 << 20, metavar="SIZE", help="RAM (default: 256M)")
     add("--kernel", type=Path, metavar="FILE", help="linux: this kernel, nothing is fetched")
     add("--initrd", type=Path, metavar="FILE", help="this initrd in place of the busybox one")

@@ -402,6 +402,13 @@ cdef void write_cr3(Vm *vm, uint64_t value) noexcept nogil:
     vm.page[PG_CR3] = vm.cr3
     flush_locals(vm)
 
+cdef void write_cr8(Vm *vm, uint64_t value) noexcept nogil:
+    """Task priority: Python hears of it only when it decides about an interrupt that waits."""
+    cdef uint64_t old = vm.cr8
+    vm.cr8 = value
+    if vm.cr8_watch and (vm.cr8_watch > old) != (vm.cr8_watch > value):
+        python_cr8_crossed(vm)
+
 cdef inline int register_size(Insn *insn) noexcept nogil:
     return 8 if insn.bits == 64 else 4
 
@@ -451,7 +458,7 @@ cdef void do_mov_to_cr(Vm *vm, Insn *insn) noexcept nogil:
         if value >> 4:
             raise_gp(vm, 0)
         else:
-            vm.cr8 = value
+            write_cr8(vm, value)
     else:
         raise_ud(vm)
 

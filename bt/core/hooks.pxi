@@ -349,6 +349,12 @@ cdef int python_acknowledge(Vm *vm) noexcept with gil:
         python_failed(vm, error)
         return -1
 
+cdef void python_cr8_crossed(Vm *vm) noexcept with gil:
+    try:
+        (<Vcpu>vm.owner).cr8_crossed()
+    except BaseException as error:
+        python_failed(vm, error)
+
 cdef uint32_t python_in(Vm *vm, uint32_t port, int size) noexcept with gil:
     try:
         return <uint32_t>(<Vcpu>vm.owner).port_read(port, size)

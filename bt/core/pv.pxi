@@ -132,7 +132,7 @@ cdef int64_t pv_write_cr(Vm *vm, uint64_t a, uint64_t b, uint64_t c) noexcept no
     elif a == 8:
         if b >> 4:
             return E_INVAL
-        vm.cr8 = b
+        write_cr8(vm, b)
     else:
         return E_NOENT
     return 0

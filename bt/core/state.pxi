@@ -257,6 +257,7 @@ cdef struct Vm:
     uint64_t cr3
     uint64_t cr4
     uint64_t cr8
+    uint64_t cr8_watch          # class of the interrupt that only CR8 may hold back, 0 = none
     uint64_t efer
     uint64_t star
     uint64_t lstar

@@ -200,6 +200,7 @@ cdef class Vcpu:
     cdef Py_buffer window_buffer
     cdef object failure
     cdef object acknowledge
+    cdef object cr8_crossed
     cdef object port_read
     cdef object port_write
     cdef object mmio_read
@@ -230,6 +231,7 @@ cdef class Vcpu:
         vm.kicker = &self.kicker
         self.failure = None
         self.acknowledge = policy.acknowledge
+        self.cr8_crossed = policy.cr8_crossed
         self.port_read = bus.read
         self.port_write = bus.write
         self.mmio_read = bus.read_mmio
@@ -699,6 +701,19 @@ cdef class Vcpu:
         """The interrupt controller's INTR line. Call it on the vCPU's thread only."""
         self.vm.intr = level
         self.vm.page[PG_PENDING] = FL_IF if level else 0
+
+    @property
+    def cr8(self):
+        """Task priority class, 0-15."""
+        return self.vm.cr8
+
+    @cr8.setter
+    def cr8(self, int value):
+        self.vm.cr8 = value & 15
+
+    def watch_cr8(self, int priority):
+        """Call the policy's ``cr8_crossed`` when a write to CR8 passes ``priority``; 0: never."""
+        self.vm.cr8_watch = priority
 
     # Stubs ------------------------------------------------------------------------------------
 

@@ -404,6 +404,12 @@ class PciHost:
                 return start
         raise ValueError(f"no address left for a BAR of {bar.size} bytes of {bar.kind}")
 
+    def pins(self) -> list[tuple[int, int]]:
+        """(slot, pin 0-3) of every function with an interrupt pin."""
+        return sorted({(key >> 3, function.config[INTERRUPT_PIN] - 1)
+                       for key, function in self.functions.items()
+                       if function.config[INTERRUPT_PIN]})
+
     # From functions
 
     def move_bars(self, function: PciFunction) -> None:

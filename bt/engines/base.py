@@ -40,6 +40,7 @@ class Engine:
     def load(self, host: EngineHost, guest: GuestFile) -> boot.Loaded:
         """Put the guest into RAM and the vCPU at its first instruction. Raises InputError."""
         loaded = boot.load(guest.path, host.ram, cmdline=guest.cmdline, initrd=guest.initrd,
-                           kind=guest.kind, base=guest.base, bits=guest.bits)
+                           kind=guest.kind, base=guest.base, bits=guest.bits,
+                           rsdp=host.install_firmware())
         host.vcpu.enter(loaded.entry)
         return loaded

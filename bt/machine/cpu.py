@@ -81,6 +81,14 @@ class VirtualCpu(Protocol):
         """The interrupt controller's INTR line; on the vCPU's thread."""
         ...
 
+    #: The task priority class, 0-15: what the local APIC has as TPR[7:4].
+    cr8: int
+
+    def watch_cr8(self, priority: int) -> None:
+        """Call the policy's ``cr8_crossed`` when the guest's CR8 goes from below ``priority`` to it
+        or above, or back: an interrupt of that class waits. 0: never."""
+        ...
+
     def set_tracing(self, on: bool) -> None:
         """Whether each exit is told to the policy's ``trace``."""
         ...
@@ -186,6 +194,8 @@ class CpuPolicy(Protocol):
 
     #: The interrupt acknowledge cycle: the vector (0-255) to deliver.
     acknowledge: Callable[[], int]
+    #: CR8 has passed the class given to ``watch_cr8``; may call ``set_intr``.
+    cr8_crossed: Callable[[], None]
     #: (EAX, EBX, ECX, EDX) of a leaf and subleaf.
     cpuid: Callable[[int, int], tuple[int, int, int, int]]
     #: The value of an MSR that is not part of the CPU's running state; None is #GP.
@@ -232,6 +242,10 @@ class EngineHost(Protocol):
     guest_bytes: int
     #: The date at power-on, in seconds since 1970 (UTC).
     wallclock_s: int
+
+    def install_firmware(self) -> int:
+        """Put into RAM what firmware leaves there: the address of the ACPI RSDP, 0 if none."""
+        ...
 
     @property
     def power(self) -> PowerControl:

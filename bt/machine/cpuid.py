@@ -81,6 +81,26 @@ def cpuid(leaf: int, subleaf: int) -> Leaf:
     return _LEAVES.get(leaf, _NOTHING)
 
 
+# With a local APIC ------------------------------------------------------------------------------
+
+_APIC = 1 << 9
+#: Leaf 6: the APIC's timer never stops. With it and leaf 0x15 Linux needs no 8254 at all.
+_ARAT = 1 << 2
+
+_APIC_LEAVES: dict[int, Leaf] = {
+    **_LEAVES,
+    0x1: (_SIGNATURE, 8 << 8 | 1 << 16, _LEAF1_ECX, _LEAF1_EDX | _APIC),
+    0x6: (_ARAT, 0, 0, 0),
+}
+
+
+def apic_cpuid(leaf: int, subleaf: int) -> Leaf:
+    """What CPUID gives on a board with APICs: one CPU whose APIC has ID 0."""
+    if leaf == 7:
+        return cpuid(leaf, subleaf)
+    return _APIC_LEAVES.get(leaf, _NOTHING)
+
+
 # Xen PV -----------------------------------------------------------------------------------------
 
 #: What a PV domain does not get: page sizes and global pages (its page tables are checked entry by

@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from bt import boot
-from bt.devices.pc import MACHINES, LegacyPc, Pc
+from bt.devices.pc import MACHINES
 from bt.devices.reset import PowerControl
-from bt.engines import ENGINES
+from bt.engines import ENGINES, EngineInfo
 from bt.engines.base import GuestFile
 from bt.errors import InputError
-from bt.machine import cpuid, msr
 from bt.machine.access import Memory, Physical, Registers
 from bt.machine.bus import Bus
 from bt.machine.cpu import CpuParts, InputPort, Stop
@@ -70,44 +69,59 @@ class _CpuClock:
         self.now_ns: Callable[[], int] = lambda: 0
 
 
-class Machine:
-    """A legacy PC with one virtual CPU.
+def board(name: str | None, engine: EngineInfo) -> str:
+    """The board that ``name`` means under an engine. Raises InputError if there is none.
 
-    ``engine``: a name of bt.engines.ENGINES. ``machine``: a name of bt.devices.pc.MACHINES; a Xen
-    domain has neither. ``ram_bytes``: guest RAM. ``deterministic``: virtual time counts executed
-    work, so that a run repeats exactly. ``trace``: a stream for one line an
+    A paravirtual guest has its own interfaces for what APICs, PCI and ACPI are there for.
+    """
+    if name is None:
+        return "legacy" if engine.paravirtual else "pc"
+    if name not in MACHINES:
+        raise InputError(f"no machine {name!r}: one of {', '.join(MACHINES)}")
+    if engine.paravirtual and name != "legacy":
+        raise InputError(f"engine {engine.name} is not for --machine {name}: its guests have no "
+                         "APICs and no PCI")
+    return name
+
+
+class Machine:
+    """A PC with one virtual CPU.
+
+    ``engine``: a name of bt.engines.ENGINES. ``machine``: a name of bt.devices.pc.MACHINES, or None
+    for the newest that the engine can be on. ``ram_bytes``: guest RAM. ``deterministic``: virtual
+    time counts executed work, so that a run repeats exactly. ``trace``: a stream for one line an
     exit. ``console`` takes what COM1 sends; ``channels`` maps 2 and 3 to sinks of COM2 and COM3.
     ``audit`` checks the real privilege level on every executed block (slow). Raises InputError.
     """
 
-    def __init__(self, *, engine: str = "bt", machine: str = "legacy", ram_bytes: int = 256 << 20,
-                 deterministic: bool = False, trace: TextIO | None = None,
+    def __init__(self, *, engine: str = "bt", machine: str | None = None,
+                 ram_bytes: int = 256 << 20, deterministic: bool = False,
+                 trace: TextIO | None = None,
                  console: Callable[[bytes], None] = lambda data: None,
                  channels: Mapping[int, Callable[[bytes], None]] | None = None,
                  audit: bool = False, hot: int = HOT) -> None:
         if engine not in ENGINES:
             raise InputError(f"no engine {engine!r}: one of {', '.join(ENGINES)}")
-        if machine not in MACHINES:
-            raise InputError(f"no machine {machine!r}: one of {', '.join(MACHINES)}")
         self.engine = ENGINES[engine]
+        machine = board(machine, self.engine)
         self._engine = self.engine.open()
         self.guest_bytes = ram_bytes & ~0xFFF
         extra = self._engine.extra_ram(ram_bytes)
-        self.ram = Ram(ram_bytes + extra, hole=machine == "pc" and not extra)
+        self.ram = Ram(ram_bytes + extra, hole=machine == "pc")
         self.bus = Bus()
         clock = _CpuClock()
         self.timers = TimerQueue(clock)
         self.wallclock_s = 0 if deterministic else int(time.time())
-        make_pc = Pc if machine == "pc" else LegacyPc
-        self.pc = make_pc(clock, self.timers, self.bus, self.ram.size,
-                          wallclock_s=self.wallclock_s)
+        self.pc = MACHINES[machine](clock, self.timers, self.bus, self.ram.size,
+                                    wallclock_s=self.wallclock_s)
         self._tracer = Tracer(trace, self.symbols)
         self._kernel: Path | None = None
         self._symbols: GuestSymbols | None = None
-        self.acknowledge = self.pc.pic.acknowledge
-        self.cpuid = cpuid.cpuid
-        self.read_msr = msr.read_msr
-        self.write_msr = msr.write_msr
+        self.acknowledge = self.pc.interrupts.acknowledge
+        self.cr8_crossed = self.pc.cr8_crossed
+        self.cpuid = self.pc.cpuid
+        self.read_msr = self.pc.read_msr
+        self.write_msr = self.pc.write_msr
         self.trace = self._tracer.exit
         self.vcpu = self._engine.make_vcpu(CpuParts(
             self.ram, self.bus, self, deterministic=deterministic, audit=audit, hot=hot))
@@ -115,7 +129,7 @@ class Machine:
         self.dma = Dma(self.ram, self.vcpu.dma_write_begin)
         self.vcpu.set_tracing(trace is not None)
         self.timers.on_earlier = self._earlier
-        self.pc.pic.on_intr = self.vcpu.set_intr
+        self.pc.connect(self.vcpu)
         self._panic = PanicWatch()
         self._connect(console, dict(channels or {}))
         self.stats = Stats(self.vcpu, engine)
@@ -156,6 +170,10 @@ class Machine:
         return register
 
     # What the engine may use: bt.machine.cpu.EngineHost ------------------------------------------
+
+    def install_firmware(self) -> int:
+        """Put into RAM what firmware leaves there; the address of the ACPI RSDP, or 0."""
+        return self.pc.install_firmware(self.ram)
 
     @property
     def power(self) -> PowerControl:
@@ -203,13 +221,14 @@ class Machine:
                 port.on_output = channels[number]
         self._ports: dict[int, InputPort] = {1: self.pc.com1, 2: self.pc.com2, 3: self.pc.com3}
         self.pc.power.on_reset = lambda source: self.end("reset")
+        self.pc.on_power_off(lambda: self.end("powered-off"))
         self.pc.power.on_exit = lambda status: self.end("powered-off", status)
 
     # Devices beside the board's own ------------------------------------------------------------
 
     def add_virtio(self, device: VirtioDevice) -> None:
         """Put a virtio device on the PCI bus. Before the run. Raises InputError without PCI."""
-        if not isinstance(self.pc, Pc) or self.engine.paravirtual:
+        if self.pc.pci is None:
             raise InputError(f"{device.name} needs a machine with PCI: "
                              + ("engine pv has none" if self.engine.paravirtual
                                 else "use --machine pc"))
@@ -232,7 +251,7 @@ class Machine:
         from bt.devices.ata import AtaChannel
         if self._ata is None:
             self._ata = AtaChannel(self.bus, self.pc.isa_line(AtaChannel.IRQ))
-            if isinstance(self.pc, Pc):
+            if self.pc.pci is not None:
                 from bt.devices.ide import PciIde
                 self.pc.pci.add(PciIde())
         self._ata.add(disk, serial)
@@ -361,7 +380,7 @@ class Machine:
             self._ended = Outcome("halted", 0)
             return
         self.pc.flush()
-        if not self.pc.pic.intr and not self._input and not self._posted:
+        if not self.pc.interrupts.intr and not self._input and not self._posted:
             self.vcpu.wait(self.timers.next_deadline())
 
     def _end(self, outcome: Outcome) -> None:

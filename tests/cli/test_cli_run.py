@@ -67,10 +67,12 @@ def test_an_engine_says_what_not_to_believe(machine, flat, capfd):
 
 
 def test_options_reach_the_machine(machine, flat):
-    arguments = ["--mem", "96M", "--engine", "trap", "--deterministic", "--trace", "--timeout", "5"]
+    arguments = ["--mem", "96M", "--engine", "trap", "--deterministic", "--trace", "--timeout", "5",
+                 "--machine", "legacy"]
     assert main(["run", flat, "--flat", "0x8000", "--bits", "32", *arguments]) == 0
     made = machine.made[0]
     assert (made.engine, made.ram_bytes, made.deterministic) == ("trap", 96 << 20, True)
+    assert made.machine == "legacy"
     assert made.trace is sys.stderr
     assert made.timeout == 5.0
     assert made.path.name == "guest.bin"
