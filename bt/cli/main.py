@@ -21,6 +21,7 @@ from bt.errors import BtError, GuestDied, InputError
 COMMANDS = {
     "run": "run a guest; its console is this terminal",
     "guests": "list what can be run",
+    "engines": "list the ways to run a kernel, and which can be used here",
     "inspect": "show what the translator did to a guest",
     "compare": "run the same work under several engines and compare",
     "patch": "make a kernel paravirtual, for engine pv",

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("guest", metavar="GUEST", help="a name from `bt guests`, or a file: Linux, multiboot, flat")
-    add("--engine", default="bt", metavar="NAME", help="how the guest kernel is run (default: bt)")
+    add("--engine", default="bt", metavar="NAME", help="one of `bt engines` (default: bt)")
     add("--machine", metavar="NAME", help="the board: pc (default) or legacy")
     add("--mem", type=values.size, default=256 << 20, metavar="SIZE", help="RAM (default: 256M)")
     add("--kernel", type=Path, metavar="FILE", help="linux: this kernel, nothing is fetched")
@@ -107,8 +107,9 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.verbose:
         print(f"bt: {loaded.description}, engine {options.engine}", file=sys.stderr)
-    if ENGINES[options.engine].caveat:
-        print(f"bt: {ENGINES[options.engine].caveat}", file=sys.stderr)
+    remark = ENGINES[options.engine].open().remark()
+    if remark:
+        print(f"bt: {remark}", file=sys.stderr)
     recorder = None
     if options.record is not None:
         from bt.record.writer import Recorder

@@ -71,8 +71,9 @@ def _children_s() -> float:
 
 def _reason(errors: str, engine: str) -> str:
     """What `bt run` said was wrong: its first line that is not what it always says."""
+    remark = ENGINES[engine].open().remark()
     for line in errors.splitlines():
-        if line.startswith("bt: ") and line[4:] != ENGINES[engine].caveat:
+        if line.startswith("bt: ") and line[4:] != remark:
             return line[4:]
     return ""
 
@@ -140,16 +141,18 @@ def _medians(taken: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 def _summary(runs: Sequence[Run]) -> dict[str, Any]:
-    """One engine's results. Its virtual TSC counts ns, so ticks are ns."""
+    """One engine's results. Ticks are of its TSC, which the statistics give the frequency of."""
     walls, cpus = [run.wall_s for run in runs], [run.cpu_s for run in runs]
     guests = [run.reading.guest_s for run in runs if run.reading.guest_s is not None]
     stats = runs[-1].stats
+    nanoseconds = [{name: ticks * 1e9 / run.stats["tsc_hz"]
+                    for name, ticks in run.reading.ticks.items()} for run in runs]
     return {
         "wall_s": statistics.median(walls), "wall_runs_s": walls,
         "cpu_s": statistics.median(cpus), "cpu_runs_s": cpus,
         "guest_s": statistics.median(guests) if guests else None, "guest_runs_s": guests,
-        "ns": _medians([run.reading.ticks for run in runs]),
-        "ns_runs": [run.reading.ticks for run in runs],
+        "ns": _medians(nanoseconds),
+        "ns_runs": nanoseconds,
         "exits": stats["exits"], "hypercalls": stats["hypercalls"],
         "translator": stats["translator"],
     }

@@ -121,7 +121,7 @@ def _translator(subjects: Mapping[str, Result]) -> list[Row]:
     seconds = ["  seconds", *(f"{one['seconds']:.3f} ({one['share']:.0%})" if one else ""
                               for one in counted)]
     return _section("translator", [seconds, *(
-        [f"  {text}", *(_count(one[key]) if one else "" for one in counted)]
+        [f"  {text}", *(_count(one[key]) if key in one else "" for one in counted)]
         for text, key in _WORK)])
 
 

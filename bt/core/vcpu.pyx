@@ -697,6 +697,11 @@ cdef class Vcpu:
         """Virtual nanoseconds since power-on."""
         return virtual_ns(self.vm)
 
+    @property
+    def tsc_hz(self):
+        """Ticks of the guest's TSC in a second: it counts virtual nanoseconds."""
+        return 1_000_000_000
+
     def set_intr(self, bint level):
         """The interrupt controller's INTR line. Call it on the vCPU's thread only."""
         self.vm.intr = level

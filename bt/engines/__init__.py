@@ -54,6 +54,8 @@ ENGINES: dict[str, EngineInfo] = {
         EngineInfo("pv", "paravirtual: the kernel in ring 1 asks for privileged work by "
                    "hypercalls, nothing is scanned or rewritten", "bt.engines.pv:PvEngine",
                    paravirtual=True),
+        EngineInfo("kvm", "hardware: the unmodified kernel in ring 0 of the host's own virtual "
+                   "machines, /dev/kvm", "bt.engines.kvm:KvmEngine"),
     )
 }
 

@@ -29,6 +29,14 @@ class Engine:
     def __init__(self, info: EngineInfo) -> None:
         self.info = info
 
+    def unusable(self) -> str | None:
+        """Why this engine cannot run here, in a few words; None: it can."""
+        return None
+
+    def remark(self) -> str:
+        """What a user should know before believing what a guest prints; "" if nothing."""
+        return self.info.caveat
+
     def extra_ram(self, ram_bytes: int) -> int:
         """Bytes of RAM the VMM needs behind the guest's ``ram_bytes``."""
         return 0

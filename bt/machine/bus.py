@@ -57,6 +57,10 @@ class PortDevice(Protocol):
 class MmioDevice(Protocol):
     """What :meth:`Bus.claim_mmio` takes."""
 
+    def has_mmio(self, gpa: int) -> bool:
+        """Whether a device answers at ``gpa``."""
+        return self._mmio_device(gpa) is not None
+
     def read_mmio(self, gpa: int, size: int) -> int:
         """The value at ``gpa``; only the low ``size`` (1, 2, 4 or 8) bytes of it are used."""
         ...
@@ -187,6 +191,10 @@ class Bus:
     def _mmio_device(self, gpa: int) -> MmioDevice | None:
         at = bisect_right(self._mmio_starts, gpa) - 1
         return self._mmio_devices[at] if at >= 0 and gpa < self.mmio_ranges[2 + 2 * at] else None
+
+    def has_mmio(self, gpa: int) -> bool:
+        """Whether a device answers at ``gpa``."""
+        return self._mmio_device(gpa) is not None
 
     def read_mmio(self, gpa: int, size: int) -> int:
         """What a read of ``size`` (1, 2, 4 or 8) bytes gives where no RAM is.

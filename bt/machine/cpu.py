@@ -77,6 +77,11 @@ class VirtualCpu(Protocol):
         """Virtual nanoseconds since power-on; never goes back."""
         ...
 
+    @property
+    def tsc_hz(self) -> int:
+        """Ticks of the guest's TSC in a second of virtual time."""
+        ...
+
     def set_intr(self, level: bool) -> None:
         """The interrupt controller's INTR line; on the vCPU's thread."""
         ...

@@ -43,6 +43,8 @@ def _named(address: int, symbols: SymbolTable) -> str:
 
 
 def _blocks(blocks: list[int], symbols: SymbolTable) -> list[str]:
+    if not blocks:
+        return []
     lines = ["  newest blocks (first execution), newest last:"]
     a_line = 2 if symbols else 6
     for i in range(0, len(blocks), a_line):

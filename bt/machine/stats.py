@@ -37,6 +37,7 @@ class Stats:
             "engine": self.engine,
             "wall_s": self.wall_s,
             "virtual_s": self.vcpu.now_ns() / 1e9,
+            "tsc_hz": self.vcpu.tsc_hz,
             "exits": self.exits,
             "hypercalls": self.hypercalls,
             "translator": {

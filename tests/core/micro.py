@@ -325,16 +325,18 @@ class Result:
 
 
 class Micro:
-    """One micro-guest before it runs. ``bits``: 16, 32 or 64; ``paging``: levels or 0 for none."""
+    """One micro-guest before it runs. ``bits``: 16, 32 or 64; ``paging``: levels or 0 for none.
+    ``board``: Machine's ``machine``.
+    """
 
     def __init__(self, source: str, bits: int = 64, *, engine: str = "bt",
                  paging: int | None = None, deterministic: bool = True, hot: int = 64,
-                 audit: bool = False) -> None:
+                 audit: bool = False, board: str | None = None) -> None:
         self.bits = bits
         levels = (4 if bits == 64 else 0) if paging is None else paging
         self.program = assemble(source, bits, levels)
         self.machine = Machine(engine=engine, ram_bytes=RAM, deterministic=deterministic, hot=hot,
-                               audit=audit)
+                               audit=audit, machine=board)
         self.ram = self.machine.ram
         for section in self.program.sections:
             self.ram.write(section.address, section.data)

@@ -48,7 +48,7 @@ class _Idle:
     """A vCPU of no engine: it stops at once, for ``why``."""
 
     message, fault_address, bits, real_cpl, linear_rip = "it broke", 0x123, 64, 0, 0
-    interrupts_enabled = False
+    interrupts_enabled, tsc_hz = False, 1000
 
     def __init__(self, why: Stop) -> None:
         self.why = why
