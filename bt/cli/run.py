@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bt.cli import disks
+from bt.cli import devices, disks
 from bt.cli import options as values
 from bt.cli.stdin import END, READY, encode, for_hvc
 from bt.errors import EXIT_GUEST_DIED, EXIT_TIME_LIMIT, InputError
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--append", default="", metavar="TEXT", help="more kernel command line")
     add("--disk", type=disks.parse, action="append", default=[], metavar="FILE[,OPTIONS]",
         help=disks.HELP)
+    devices.add_arguments(add)
     add("--package", metavar="NAME", help="linux: this Debian kernel package")
     add("--flat", type=values.address, metavar="BASE", help="GUEST is a flat binary, loaded there")
     add("--bits", type=int, choices=(16, 32, 64), help="a flat binary's mode (default: 16)")
@@ -80,11 +81,21 @@ def run(options: argparse.Namespace) -> int:
 
     if options.engine not in ENGINES:
         raise InputError(f"no engine {options.engine!r}: one of {', '.join(ENGINES)}")
+    extras = devices.Devices(options)
+    try:
+        return _run(options, extras)
+    finally:
+        extras.close()
+
+
+def _run(options: argparse.Namespace, extras: devices.Devices) -> int:
+    from bt.engines import ENGINES
+
     stats = _open_stats(options.stats)
-    plan = make_plan(options)
+    plan = make_plan(options, extras)
     from bt.machine.machine import Machine  # the CPU: the one large import
 
-    session = _Session(options, plan)
+    session = _Session(options, plan, extras)
     machine = Machine(
         engine=options.engine,
         machine=options.machine,
@@ -95,6 +106,7 @@ def run(options: argparse.Namespace) -> int:
         channels=session.channels,
     )
     disks.attach(machine, options.disk)
+    extras.attach(machine)
     if options.verbose:
         machine.on_report = lambda text: print(f"bt: {text}", file=sys.stderr)
     loaded = machine.load(
@@ -126,10 +138,10 @@ def run(options: argparse.Namespace) -> int:
     return session.finish(outcome)
 
 
-def make_plan(options: argparse.Namespace) -> Plan:
+def make_plan(options: argparse.Namespace, extras: devices.Devices) -> Plan:
     """Understand GUEST and the options that depend on it. May fetch; raises InputError."""
     if options.guest == LINUX:
-        return _plan_linux(options)
+        return _plan_linux(options, extras)
     if options.command is not None:
         raise InputError("a command after -- needs the guest linux")
     if options.kernel or options.package:
@@ -142,7 +154,7 @@ def make_plan(options: argparse.Namespace) -> Plan:
             return Plan(guests.image(options.guest), options.append, options.initrd)
         except OSError as error:
             raise InputError(f"cannot build the guest {options.guest}: {error}") from None
-    return _plan_file(options)
+    return _plan_file(options, extras)
 
 
 def _refuse_flat(options: argparse.Namespace) -> None:
@@ -150,7 +162,7 @@ def _refuse_flat(options: argparse.Namespace) -> None:
         raise InputError("--flat and --bits go with a file")
 
 
-def _plan_linux(options: argparse.Namespace) -> Plan:
+def _plan_linux(options: argparse.Namespace, extras: devices.Devices) -> Plan:
     from guests.linux import fetch, initramfs
 
     _refuse_flat(options)
@@ -165,11 +177,13 @@ def _plan_linux(options: argparse.Namespace) -> Plan:
         size = os.get_terminal_size(1)
         kind = os.environ.get("TERM", "dumb")
         extra.append(initramfs.terminal_cpio(size.lines, size.columns, kind))
-    path = options.kernel or fetch.kernel(options.package or fetch.KERNEL_PACKAGE)
+    path = options.kernel or fetch.kernel(
+        options.package or extras.kernel_package or fetch.KERNEL_PACKAGE)
     if options.initrd is None:
         if options.disk and options.command is None:
             extra.append(initramfs.root_cpio(disks.root_device(options.disk)))
-        wanted = disks.modules(options.disk)
+        extra += extras.archives()
+        wanted = [*disks.modules(options.disk), *extras.modules]
         if wanted and not options.kernel:  # a kernel of one's own has its drivers built in
             from guests.linux.modules import Modules
 
@@ -180,7 +194,7 @@ def _plan_linux(options: argparse.Namespace) -> Plan:
         if options.command is not None:
             # For an initrd with our /init in it, or one that does what it does.
             initrd = _read(options.initrd) + b"".join(extra)
-    words = [_linux_cmdline(options), options.append]
+    words = [_linux_cmdline(options, extras), options.append]
     return Plan(
         path,
         " ".join(word for word in words if word),
@@ -190,18 +204,18 @@ def _plan_linux(options: argparse.Namespace) -> Plan:
     )
 
 
-def _linux_cmdline(options: argparse.Namespace) -> str:
+def _linux_cmdline(options: argparse.Namespace, extras: devices.Devices) -> str:
     """The default command line: where the console is, and that a panic ends the machine."""
     from bt.engines import ENGINES
 
     quiet = options.command is not None and not options.verbose
-    if ENGINES[options.engine].paravirtual:
+    if ENGINES[options.engine].paravirtual or extras.one_console:
         # The console is the command's output too: nothing but a panic may mix with it.
         return "console=hvc0 panic=-1" + (" quiet loglevel=1" if quiet else "")
     return LINUX_CMDLINE + (" quiet" if quiet else "")
 
 
-def _plan_file(options: argparse.Namespace) -> Plan:
+def _plan_file(options: argparse.Namespace, extras: devices.Devices) -> Plan:
     path = Path(options.guest)
     if not path.exists():
         raise InputError(f"no guest and no file {options.guest!r} (bt guests lists the guests)")
@@ -212,7 +226,7 @@ def _plan_file(options: argparse.Namespace) -> Plan:
     from bt.boot import is_linux
 
     # A Linux kernel gets the default command line.
-    words = [_linux_cmdline(options) if is_linux(path) else "", options.append]
+    words = [_linux_cmdline(options, extras) if is_linux(path) else "", options.append]
     return Plan(path, " ".join(word for word in words if word), options.initrd)
 
 
@@ -256,11 +270,11 @@ class _Session:
     a port that is being opened loses what it holds. Others' guests get theirs at once.
     """
 
-    def __init__(self, options: argparse.Namespace, plan: Plan) -> None:
+    def __init__(self, options: argparse.Namespace, plan: Plan, extras: devices.Devices) -> None:
         from bt.engines import ENGINES
 
         # A Xen domain has no serial ports: everything goes over its console.
-        self._one_console = ENGINES[options.engine].paravirtual
+        self._one_console = ENGINES[options.engine].paravirtual or extras.one_console
         self._has_command = options.command is not None
         self._verbose = options.verbose
         self._kept = bytearray()  # console not shown

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from bt.devices.ata import AtaChannel
     from bt.devices.disk import Disk
     from bt.machine.exits import Exit, ExitHooks
+    from bt.net.link import Host
     from bt.symbols.guest import GuestSymbols
     from bt.virtio.device import VirtioDevice
 
@@ -239,6 +241,22 @@ class Machine:
                                       msix=self.pc.pci.on_message is not None))
         except ValueError as error:
             raise InputError(f"no room for one more {device.name}: {error}") from None
+
+    def add_console(self, size: tuple[int, int] | None = None) -> None:
+        """A virtio console in place of the serial ports; ``size``: columns and rows of the
+        terminal. Before the run. Raises InputError.
+        """
+        from bt.virtio.console import VirtioConsole
+        console = VirtioConsole(self.channel_output, size)
+        self.add_virtio(console)
+        self.use_console(console)
+
+    @cached_property
+    def host(self) -> Host:
+        """What network cables need: descriptors of the host to wait for, virtual time."""
+        from bt.machine.watch import HostWatcher  # costs a descriptor, and a thread later
+        from bt.net.link import Host
+        return Host(HostWatcher(self.post), self.timers, self.vcpu.now_ns)
 
     def add_disk(self, disk: Disk, interface: str = "virtio", serial: str = "") -> None:
         """A disk, as "virtio" or "ata" (at most two). Before the run. Raises InputError."""

@@ -35,11 +35,12 @@ _BUSY = (errno.EAGAIN, errno.EWOULDBLOCK)
 
 
 class Peer(Link):
-    """The cable at ``path``."""
+    """The cable at ``path``. ``number``: what holds our number on it (sides.py)."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, number: socket.socket | None = None) -> None:
         super().__init__()
         self._path = path
+        self._number = number
         self._host: Host | None = None
         self._listener: socket.socket | None = None
         self._listen_watch: Watch | None = None
@@ -59,6 +60,8 @@ class Peer(Link):
         self._closed = True
         super().close()
         self._stop_listening()
+        if self._number is not None:
+            self._number.close()
 
     # Who listens ----------------------------------------------------------------------------------
 

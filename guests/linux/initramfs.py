@@ -176,6 +176,25 @@ def root_cpio(device: str) -> bytes:
     return cpio.finish()
 
 
+def net_cpio(setups: Sequence[str]) -> bytes:
+    """An archive to append: /init sets up eth0, eth1, ... as ``setups`` says (guests/linux/net)."""
+    cpio = Cpio()
+    for folder in ("ring1", "etc"):
+        cpio.directory(folder)
+    cpio.file("ring1/net", b"nets=%s\n" % quote(" ".join(setups)) + (HERE / "net").read_bytes())
+    cpio.file("ring1/dhcp", (HERE / "dhcp").read_bytes(), 0o755)
+    return cpio.finish()
+
+
+def share_cpio() -> bytes:
+    """An archive to append: /init mounts the shared folders (guests/linux/share)."""
+    cpio = Cpio()
+    for folder in ("ring1", "mnt"):
+        cpio.directory(folder)
+    cpio.file("ring1/share", (HERE / "share").read_bytes())
+    return cpio.finish()
+
+
 def initramfs(busybox: Path, extra: Iterable[bytes] = ()) -> bytes:
     """The whole initramfs: the base archive, from the cache beside ``busybox``, and ``extra``.
 

@@ -96,7 +96,7 @@ def test_qemu_boots_what_bt_boots(tmp_path, monkeypatch):
     ours, command = main.split_command(arguments[arguments.index("run"):])
     options = main.build_parser("run").parse_args(ours)
     options.command = command
-    plan = run.make_plan(options)
+    plan = run.make_plan(options, run.devices.Devices(options))
 
     with _bench.qemu_linux(["sh", "-c", "exit 7"], mem=96 * MB) as qemu:
         value = {key: qemu[qemu.index(key) + 1] for key in ("-kernel", "-append", "-m")}
