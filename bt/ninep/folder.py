@@ -181,8 +181,9 @@ class Folder:
             raise fail(errno.ELOOP)
         elif not stat.S_ISREG(mode):
             raise fail(errno.EACCES)
-        # Our own descriptor by number: nothing that anybody renames can change what it is.
-        return os.open(f"/proc/self/fd/{at}", flags | os.O_CLOEXEC | os.O_NOCTTY)
+        # Our own descriptor by number: nothing that anybody renames can change what it is. Some
+        # regular files of /proc block their reader: nobody may wait here.
+        return os.open(f"/proc/self/fd/{at}", flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
     # Changing -------------------------------------------------------------------------------------
 

@@ -106,5 +106,11 @@ class Rig:
         self.device = device
         device.attach(self.transport, self.dma)
         device.agree(features)
+        self.queues: list[DriverQueue] = []
+        self.set_up(size)
+
+    def set_up(self, size: int) -> None:
+        """Make the queues, empty; anew after the device was reset."""
+        self.ram.write(0x10000, bytes(0x8000 * len(self.device.queues)))
         self.queues = [DriverQueue(self, i, 0x10000 + 0x8000 * i, min(size, queue.max_size))
-                       for i, queue in enumerate(device.queues)]
+                       for i, queue in enumerate(self.device.queues)]
