@@ -16,13 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import bt
-from bt.compare.workloads import Reading, Workload, WorkloadFailed
+from bt.compare.workloads import FOLDER, Reading, Workload, WorkloadFailed
 from bt.engines import ENGINES
 from bt.errors import BtError
 
@@ -42,25 +43,63 @@ class Run:
     reading: Reading
 
 
-def run_once(workload: Workload, engine: str) -> Run:
-    """Run ``workload`` under ``engine``. Raises WorkloadFailed with the reason in one line."""
-    guest, *rest = workload.arguments(engine)
-    at = rest.index("--") if "--" in rest else len(rest)
-    root = str(Path(bt.__file__).parents[1])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    with tempfile.TemporaryDirectory() as folder:
+def run_once(workload: Workload, engine: str, *, idle: bool = False) -> Run:
+    """Run ``workload`` under ``engine``, or with ``idle`` all of it but the work, which has no
+    reading. Raises WorkloadFailed with the reason in one line.
+    """
+    arguments = workload.idle if idle and workload.idle is not None else workload.arguments
+    with tempfile.TemporaryDirectory() as folder, _companion(workload, engine, folder):
         stats = Path(folder, "stats")
-        command = [sys.executable, "-P", "-m", "bt", "run", guest, "--engine", engine,
-                   "--stats", str(stats), "--timeout", str(TIME_LIMIT_S), *rest[:at], *rest[at:]]
         used, start = _children_s(), time.perf_counter()
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False,
-                              env=dict(os.environ, PYTHONPATH=path))
+        done = subprocess.run(
+            _command(arguments(engine), engine, folder, "--stats", str(stats)),
+            stdin=subprocess.DEVNULL, capture_output=True, check=False, env=_environment())
         wall, used = time.perf_counter() - start, _children_s() - used
         if done.returncode != 0:
-            raise WorkloadFailed(_reason(done.stderr.decode("utf-8", "replace"), engine)
-                                 or f"ended with status {done.returncode}")
+            raise _failed(done.stderr, done.returncode, engine)
+        output = done.stdout.decode("utf-8", "replace")
         return Run(wall, used, json.loads(stats.read_text()),
-                   workload.read(done.stdout.decode("utf-8", "replace")))
+                   Reading() if idle else workload.read(output))
+
+
+def _command(arguments: Sequence[str], engine: str, folder: str, *options: str) -> list[str]:
+    guest, *rest = (word.replace(FOLDER, folder) for word in arguments)
+    return [sys.executable, "-P", "-m", "bt", "run", guest, "--engine", engine, *options,
+            "--timeout", str(TIME_LIMIT_S), *rest]
+
+
+def _environment() -> dict[str, str]:
+    """For a child that is to run this same tree."""
+    root = str(Path(bt.__file__).parents[1])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return dict(os.environ, PYTHONPATH=path)
+
+
+@contextmanager
+def _companion(workload: Workload, engine: str, folder: str) -> Iterator[None]:
+    """The second machine, from when it is ready. Raises WorkloadFailed."""
+    if workload.companion is None:
+        yield
+        return
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            _command(workload.companion(engine), engine, folder), stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=errors, env=_environment())
+        try:
+            while not Path(folder, workload.ready).exists():
+                if process.poll() is not None:
+                    errors.seek(0)
+                    raise _failed(errors.read(), process.returncode, engine)
+                time.sleep(0.02)
+            yield
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def _failed(errors: bytes, status: int, engine: str) -> WorkloadFailed:
+    return WorkloadFailed(_reason(errors.decode("utf-8", "replace"), engine)
+                          or f"ended with status {status}")
 
 
 def _children_s() -> float:
@@ -86,6 +125,7 @@ def compare(workload: Workload, engines: Sequence[str], runs: int,
     operation, counters of the last run}; ``native``: the same for ring 0 on plain Unicorn, or null.
     """
     taken: dict[str, list[Run]] = {name: [] for name in engines}
+    idle: dict[str, Run] = {}
     errors = {name: "not available yet" for name in engines if name not in ENGINES}
     baseline: list[dict[str, float]] = []
     native_error = None
@@ -103,6 +143,8 @@ def compare(workload: Workload, engines: Sequence[str], runs: int,
             progress(f"{engine}: {turn}")
             try:
                 run = run_once(workload, engine)
+                if not number and workload.idle is not None:
+                    idle[engine] = run_once(workload, engine, idle=True)
             except WorkloadFailed as error:
                 errors[engine] = str(error)
                 continue
@@ -111,7 +153,8 @@ def compare(workload: Workload, engines: Sequence[str], runs: int,
     return {
         "workload": workload.name, "what": workload.what, "runs": runs, "machine": machine(),
         "native": _baseline(baseline, native_error) if workload.nano is not None else None,
-        "engines": {name: {"error": errors[name]} if name in errors else _summary(taken[name])
+        "engines": {name: {"error": errors[name]} if name in errors
+                    else _summary(taken[name], workload.megabytes, idle.get(name))
                     for name in engines},
     }
 
@@ -140,7 +183,21 @@ def _medians(taken: Sequence[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(one[name] for one in taken) for name in taken[0]}
 
 
-def _summary(runs: Sequence[Run]) -> dict[str, Any]:
+def _throughput(runs: Sequence[Run], megabytes: float, idle: Run | None) -> dict[str, Any]:
+    """MB a second by the guest's clock; exits by reason, above those of an idle run, for each MB.
+    """
+    speeds = [megabytes / run.reading.guest_s for run in runs if run.reading.guest_s]
+    if not speeds or idle is None:
+        return {}
+    exits = {}
+    for unit, counts in runs[-1].stats["exits"].items():
+        without = idle.stats["exits"].get(unit, {})
+        for reason, count in counts.items():
+            exits[reason] = max(0, count - without.get(reason, 0)) / megabytes
+    return {"mb_per_s": statistics.median(speeds), "mb_per_s_runs": speeds, "exits_per_mb": exits}
+
+
+def _summary(runs: Sequence[Run], megabytes: float, idle: Run | None) -> dict[str, Any]:
     """One engine's results. Ticks are of its TSC, which the statistics give the frequency of."""
     walls, cpus = [run.wall_s for run in runs], [run.cpu_s for run in runs]
     guests = [run.reading.guest_s for run in runs if run.reading.guest_s is not None]
@@ -154,7 +211,7 @@ def _summary(runs: Sequence[Run]) -> dict[str, Any]:
         "ns": _medians(nanoseconds),
         "ns_runs": nanoseconds,
         "exits": stats["exits"], "hypercalls": stats["hypercalls"],
-        "translator": stats["translator"],
+        "translator": stats["translator"], **_throughput(runs, megabytes, idle),
     }
 
 

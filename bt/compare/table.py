@@ -33,6 +33,7 @@ def render(results: Result) -> str:
         rows += _wrapped("cannot", [failed.get(name, "") for name in subjects])
     rows += _nano(subjects)
     rows += _times(subjects)
+    rows += _throughput(subjects)
     rows += _counts("exits, control unit", subjects, lambda one: one["exits"]["control"])
     rows += _counts("exits, memory unit", subjects, lambda one: one["exits"]["memory"])
     rows += _counts("hypercalls", subjects, lambda one: one["hypercalls"])
@@ -89,6 +90,28 @@ def _times(subjects: Mapping[str, Result]) -> list[Row]:
     if any(one.get("guest_s") is not None for one in subjects.values()):
         rows.append(_line("  workload, guest's clock", subjects, seconds("guest_s")))
     return _section("time, s", rows)
+
+
+def _throughput(subjects: Mapping[str, Result]) -> list[Row]:
+    """MB a second, and exits for each MB: all, then the reasons with one or more."""
+    measured = {name: one for name, one in subjects.items() if "mb_per_s" in one}
+    if not measured:
+        return []
+    reasons = {reason for one in measured.values() for reason, count in one["exits_per_mb"].items()
+               if count >= 1}
+
+    def row(text: str, numbers: Mapping[str, float]) -> Row:
+        return [f"  {text}", *(f"{numbers[name]:.1f}" if name in numbers else ""
+                               for name in subjects)]
+
+    def each(reason: str) -> dict[str, float]:
+        return {name: one["exits_per_mb"].get(reason, 0.0) for name, one in measured.items()}
+
+    order = sorted(reasons, key=lambda reason: (-max(each(reason).values()), reason))
+    rows = [row("MB/s, guest's clock", {name: one["mb_per_s"] for name, one in measured.items()}),
+            row("exits a MB", {name: sum(one["exits_per_mb"].values())
+                               for name, one in measured.items()})]
+    return _section("throughput", [*rows, *(row(f"  {reason}", each(reason)) for reason in order)])
 
 
 def _counts(title: str, subjects: Mapping[str, Result],

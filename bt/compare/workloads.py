@@ -17,6 +17,11 @@ NANO_EXTRA = ("pteflush",)
 #: Forks of forkwait unless --count says otherwise. The paper's 40000 would take minutes here.
 FORKS = 1000
 
+#: Stands in arguments for a folder that each run has for itself.
+FOLDER = "{folder}"
+#: What `net` fetches, in MiB.
+NET_MIB = 128
+
 _PATCHED = "; pv runs the native build after `bt patch`"
 _PREPARE_GZIP = "cat /bin/busybox /bin/busybox /bin/busybox | head -c 4194304 >/tmp/4m"
 
@@ -37,7 +42,10 @@ class Reading:
 class Workload:
     """One thing to run under every engine.
 
-    ``arguments(engine)``: what follows ``bt run``, with the guest's command after ``--``.
+    ``arguments(engine)``: what follows ``bt run``, with the guest's command after ``--``; FOLDER in
+    it is replaced. ``companion(engine)``: the same for a second machine beside it, which is ready
+    when a file called ``ready`` is in the folder. ``idle(engine)``: everything but the work, to
+    know which exits are the work's; ``megabytes`` is how much of it there is (10^6 bytes).
     ``read(output)``: the Reading; raises WorkloadFailed. ``nano``: what guests/nano gets as command
     line, None for the others. ``warm_up``: one turn first that does not count, since it fills
     caches on disk.
@@ -49,11 +57,15 @@ class Workload:
     read: Callable[[str], Reading]
     nano: str | None = None
     warm_up: bool = False
+    companion: Callable[[str], list[str]] | None = None
+    ready: str = ""
+    idle: Callable[[str], list[str]] | None = None
+    megabytes: float = 0.0
 
 
 def names() -> list[str]:
     """Every name that :func:`get` knows."""
-    return ["nano", *NANO, *NANO_EXTRA, "forkwait", "boot", "gzip", "tasks"]
+    return ["nano", *NANO, *NANO_EXTRA, "forkwait", "boot", "gzip", "tasks", "net"]
 
 
 def get(name: str, count: int | None = None, *, patched: bool = False) -> Workload:
@@ -80,6 +92,8 @@ def get(name: str, count: int | None = None, *, patched: bool = False) -> Worklo
         script = f"{_PREPARE_GZIP}; {_timed('gzip -c /tmp/4m >/dev/null')}"
         return Workload(name, "gzip of 4 MB in Linux", _linux("sh", "-c", script), read_clock,
                         warm_up=True)
+    if name == "net":
+        return _net()
     return Workload(name, "guests/tasks: four user tasks, preempted" + _PATCHED * patched,
                     _sample("tasks", patched), _read_tasks)
 
@@ -104,6 +118,22 @@ def _forkwait(count: int) -> Workload:
                     _linux("sh", "-c", _timed(loop)), read_clock, warm_up=True)
 
 
+def _net() -> Workload:
+    """Two guests on a cable; one fetches from the other, which is no bottleneck: it has sendfile.
+
+    The other's files are made of nothing (a sparse file in memory).
+    """
+    options = ("--net", f"unix:{FOLDER}/cable")
+    find = "until wget -q -O - http://10.0.1.1/one 2>/dev/null; do sleep 0.1; done"
+    fetch = f"{find}; {_timed('wget -q -O /dev/null http://10.0.1.1/all')}"
+    serve = f"cd /tmp; truncate -s {NET_MIB}M all; echo >one; httpd -f"
+    return Workload(
+        "net", f"{NET_MIB} MiB over HTTP from one Linux to another",
+        _linux("sh", "-c", fetch, options=options), read_clock, warm_up=True,
+        companion=_linux("sh", "-c", serve, options=options), ready="cable",
+        idle=_linux("sh", "-c", find, options=options), megabytes=NET_MIB * 1.048576)
+
+
 def _sample(name: str, patched: bool, *options: str) -> Callable[[str], list[str]]:
     """A guest of guests/ with a paravirtual build beside the native one."""
     paravirtual = str(_patch(name)) if patched else f"{name}-pv"
@@ -124,8 +154,8 @@ def _patch(name: str) -> Path:
     return target
 
 
-def _linux(*command: str) -> Callable[[str], list[str]]:
-    return lambda engine: ["linux", "--", *command]
+def _linux(*command: str, options: Sequence[str] = ()) -> Callable[[str], list[str]]:
+    return lambda engine: ["linux", *options, "--", *command]
 
 
 def _timed(script: str) -> str:

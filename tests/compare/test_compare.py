@@ -6,6 +6,7 @@ No test here looks at how long anything took.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import xml.etree.ElementTree as ET
 
@@ -180,6 +181,26 @@ def test_an_engine_that_cannot_is_asked_once(monkeypatch):
     assert log == ["trap", "bt", "bt"]
     assert found["engines"]["trap"] == {"error": "it will not"}
     assert found["engines"]["unborn"] == {"error": "not available yet"}
+
+
+def test_throughput_is_told_from_the_rest_by_an_idle_run(monkeypatch):
+    def run(workload, engine, *, idle=False):
+        exits = {"control": {"OUT": 100 if idle else 2100, "CLI": 7}, "memory": {"mmio": 0}}
+        stats = {"exits": exits, "hypercalls": {}, "translator": TRANSLATOR, "tsc_hz": 10**9}
+        return runner.Run(1.0, 0.5, stats, workloads.Reading(guest_s=None if idle else 2.0))
+
+    monkeypatch.setattr(runner, "run_once", run)
+    net = workloads.get("net")
+    found = runner.compare(dataclasses.replace(net, megabytes=200.0), ["bt"], 3)
+    assert found["engines"]["bt"]["mb_per_s"] == 100.0
+    assert found["engines"]["bt"]["exits_per_mb"] == {"OUT": 10.0, "CLI": 0.0, "mmio": 0.0}
+    text = rows(table.render(found).partition("throughput")[2])
+    assert text["MB/s, guest's clock"] == ["100.0"] and text["exits a MB"] == ["10.0"]
+
+
+def test_two_machines_need_a_cable_that_an_engine_may_not_have():
+    with pytest.raises(WorkloadFailed, match="needs a machine with PCI"):
+        runner.run_once(workloads.get("net"), "pv")
 
 
 # Table and chart ----------------------------------------------------------------------------------
