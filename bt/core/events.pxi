@@ -298,6 +298,8 @@ cdef void take_irq(Vm *vm) noexcept nogil:
     cdef uint64_t began = host_ns() if vm.recorder != NULL else 0
     if not vm.intr or not interrupts_on(vm) or vm.stop:
         return
+    if vm.debug_step and not vm.halted:
+        return                  # a debugger's step is one instruction of the code it is in
     if vm.shadow and vm.shadow == linear(vm, vm.env.eip):
         return
     vm.shadow = 0
@@ -357,3 +359,5 @@ cdef inline void end_step(Vm *vm) noexcept nogil:
     if vm.stepping:
         clear_step(vm)
         leave(vm)
+    if vm.debug_step:
+        step_ends(vm)

@@ -151,6 +151,7 @@ cdef void on_interrupt(uc_engine *uc, uint32_t vector, void *data) noexcept nogi
     cdef Site *site
     cdef Stub *stub
     cdef uint8_t byte[2]
+    cdef int stepped = vm.debug_step
     # QEMU would turn the next fault into a double fault; delivery is ours, so is that rule.
     env_int(env, OFF_OLD_EXCEPTION)[0] = -1
     audit(vm)
@@ -158,9 +159,15 @@ cdef void on_interrupt(uc_engine *uc, uint32_t vector, void *data) noexcept nogi
         end_step(vm)
         if vector == EX_DB and not env_int(env, OFF_IS_INT)[0]:
             vm.shadow = 0
+            if vm.step_pushf:
+                hide_pushed_tf(vm)
             return
+    elif vm.debug_step:
+        step_ends(vm)
     if not env_int(env, OFF_IS_INT)[0]:
         exception(vm, vector, <uint32_t>env_int(env, OFF_ERROR_CODE)[0])
+        return
+    if vm.n_patches and vector == EX_BP and not stepped and hit_break(vm):
         return
     if vm.pv != NULL and pv_interrupt(vm, vector):
         return
@@ -326,7 +333,7 @@ cdef void on_executed_block(uc_engine *uc, uint64_t address, uint32_t size,
     vm.blocks += 1
     if vm.blocks >= vm.block_deadline:
         vm.kick = 1
-    if vm.kick:
+    if vm.kick and not vm.debug_step:
         uc_emu_stop(uc)
     if vm.audit:
         vm.audit_blocks += 1

@@ -64,6 +64,8 @@ cdef void page_to_data(Vm *vm, CodePage *page) noexcept nogil:
     if page.copy >= 0:
         drop_blocks(vm, PA_COPY + (<uint64_t>page.copy << 12), 4096)
         vm.copy_used[page.copy] = 0
+        if vm.n_patches:
+            forget_patches(vm, page.gpn)
     while site != NULL:
         after = site.page_next
         site_unlink(vm, site)

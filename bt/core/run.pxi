@@ -47,14 +47,23 @@ cdef void run_guest(Vm *vm) noexcept nogil:
     """Run until vm.stop says why not."""
     cdef uc_err err
     while not vm.stop:
-        if vm.kick:
+        if vm.kick and not vm.debug_step:
             if leave_stub(vm):
                 vm.kick = 0
                 vm.stop = STOP_KICK
                 note(vm, EXIT_KICK, 0, 0)
                 # An interrupt that waited for this stop is taken on the way back in.
                 return
-        if vm.xen != NULL:
+        if vm.debug_step and not vm.halted:
+            if vm.debug_step == STEP_DONE:
+                vm.stop = STOP_DEBUG
+                return
+            leave_stub(vm)
+            open_step(vm)
+        elif vm.debug_step and waken(vm):
+            step_ends(vm)
+            continue
+        elif vm.xen != NULL:
             xen_events(vm)
             if vm.stop:
                 return
@@ -67,8 +76,13 @@ cdef void run_guest(Vm *vm) noexcept nogil:
             vm.stop = STOP_HLT
             return
         vm.stop_now = 0
+        if vm.flush_wanted:
+            vm.flush_wanted = 0
+            uc_ctl_flush_tb(vm.uc)
         err = uc_emu_start(vm.uc, vm.env.eip, 0, 0, 0)
         clear_step(vm)
+        if vm.step_open:
+            close_step(vm)
         if vm.fill_refused:
             vm.fill_refused = 0
             if vm.window_lost:
@@ -76,6 +90,7 @@ cdef void run_guest(Vm *vm) noexcept nogil:
                 leave_stub(vm)
                 close_window(vm)
             elif not vm.stop:
+                step_ends(vm)
                 guest_fault(vm)
         elif err != UC_ERR_OK:
             vm.uc_error = err

@@ -93,6 +93,7 @@ cdef enum:
     STOP_UNSUPPORTED = 6        # something the vCPU does not do (vm.message says what)
     STOP_CPU = 7                # Unicorn itself gave up (vm.uc_error)
     STOP_PYTHON = 8             # a Python callback raised
+    STOP_DEBUG = 9              # at a breakpoint, or a step is done
 
 # Pseudo-exits counted beside the rows of the sensitive table.
 cdef enum:
@@ -172,6 +173,14 @@ cdef struct SiteCached:
     uint64_t gva
     uint64_t gen
     Site *site
+
+cdef enum:
+    MAX_BREAKS = 256
+    MAX_PATCHES = 1024          # one breakpoint can be in place on several pages
+
+cdef struct Patch:              # a byte that a breakpoint made an int3 in the page's copy
+    uint64_t gpa
+    uint64_t gva
 
 cdef enum:
     SITE_BUCKETS = 1 << 15
@@ -363,6 +372,17 @@ cdef struct Vm:
     int locked                  # ... and it may not change registers
     uint32_t raised             # exceptions raised, to see whether a handler completed
     int64_t hardware_code       # #VMEXIT code of the exit, -1 = none (the engine's own hardware)
+    # debugging from outside (debug.pxi)
+    uint64_t breaks[MAX_BREAKS] # linear addresses
+    int n_breaks
+    Patch patches[MAX_PATCHES]
+    int n_patches
+    int debug_step              # STEP_*
+    int step_pushf
+    int step_open
+    uint64_t step_gva
+    int flush_wanted            # all translations, before the guest runs again
+    uint64_t hit                # the breakpoint that stopped the vCPU, 0 = none
     # audit
     int audit
     uint64_t audit_blocks

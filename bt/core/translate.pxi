@@ -35,6 +35,13 @@ cdef void on_block(uc_engine *uc, uc_tb *block, uc_tb *previous, void *data) noe
     vm.recent_at += 1
     if vm.recorder != NULL:
         record_block(vm, gva, block.size)
+    if vm.n_breaks and not vm.debug_step and break_blocks(vm, gva, block.size):
+        if fetch_page(vm, gva, &gpn) == 0 and vm.code[gpn] != NULL:
+            drop_blocks(vm, fetch_pa(vm.code[gpn]) + (gva & 0xfff), 1)
+        vm.exits[EXIT_BLOCK_AGAIN] += 1
+        vm.stop_now = 1
+        uc_emu_stop(uc)
+        return
     if vm.folding and not in_window(vm, gva):
         fold_watch(vm, gva, block.size)
     if not vm.translate or in_window(vm, gva):
@@ -213,6 +220,9 @@ cdef int stub_region_free(Vm *vm, Site *site, int region) noexcept nogil:
     cdef uint32_t i
     if page == NULL or page.copy < 0 or at + region > 4096:
         return 0
+    for i in range(<uint32_t>vm.n_breaks):
+        if vm.breaks[i] - site.gva < <uint64_t>region:
+            return 0
     for i in range(at + 1, at + region):
         if page.starts[i >> 3] & (1 << (i & 7)) and i != at + site.length:
             return 0

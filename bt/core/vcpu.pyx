@@ -24,6 +24,7 @@ include "xen.pxi"
 include "xen_pages.pxi"
 include "fold.pxi"
 include "translate.pxi"
+include "debug.pxi"
 include "hooks.pxi"
 include "pv.pxi"
 include "kicker.pxi"
@@ -68,6 +69,7 @@ VOID = STOP_VOID
 STUCK = STOP_STUCK
 UNSUPPORTED = STOP_UNSUPPORTED
 CPU_ERROR = STOP_CPU
+DEBUGGED = STOP_DEBUG
 
 #: Names of the exits that are not rows of the sensitive table, by counter index from 32 on; the
 #: counters 0-31 are CPU exceptions by vector.
@@ -623,9 +625,13 @@ cdef class Vcpu:
         vm.stop = 0
         vm.python_wants = 0
         vm.running = 1
+        if vm.hit and vm.hit == linear(vm, vm.env.eip):
+            vm.debug_step = STEP_OVER       # told about already
+        vm.hit = 0
         with nogil:
             run_guest(vm)
         vm.running = 0
+        vm.debug_step = STEP_NONE
         why = vm.stop
         vm.stop = 0
         pthread_mutex_lock(&self.kicker.lock)
@@ -636,6 +642,53 @@ cdef class Vcpu:
             self.failure = None
             raise failure
         return why
+
+    # Debugging --------------------------------------------------------------------------------
+
+    def step(self):
+        """Run one instruction, and no interrupt with it. DEBUGGED, or another reason of `run`.
+
+        A halted vCPU takes an interrupt if one is there, and is HALTED still if not.
+        """
+        cdef Vm *vm = self.vm
+        cdef int why
+        vm.stop = 0
+        vm.python_wants = 0
+        vm.hit = 0
+        vm.running = 1
+        vm.debug_step = STEP_WANTED
+        with nogil:
+            run_guest(vm)
+        vm.running = 0
+        why = STOP_DEBUG if vm.debug_step == STEP_DONE and vm.stop == STOP_HLT else vm.stop
+        vm.debug_step = STEP_NONE
+        vm.stop = 0
+        if self.failure is not None:
+            failure = self.failure
+            self.failure = None
+            raise failure
+        return why
+
+    def set_breakpoint(self, uint64_t gva):
+        """Stop before the instruction at linear address ``gva``, in any address space.
+
+        Raises ValueError when there are too many.
+        """
+        cdef Vm *vm = self.vm
+        if is_break(vm, gva):
+            return
+        if vm.n_breaks == MAX_BREAKS:
+            raise ValueError(f"more than {MAX_BREAKS} breakpoints")
+        break_add(vm, gva)
+
+    def clear_breakpoint(self, uint64_t gva):
+        """Undo `set_breakpoint`; nothing happens if there is none."""
+        break_remove(self.vm, gva)
+
+    def lose_time(self, uint64_t ns):
+        """So much host time did not pass for the guest: somebody looked at it meanwhile."""
+        if not self.vm.deterministic:
+            self.vm.clock_base += ns
 
     cdef set_deadline_running(self, deadline_ns, int running):
         cdef Vm *vm = self.vm

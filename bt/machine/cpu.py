@@ -31,6 +31,7 @@ class Stop(IntEnum):
     STUCK = 5           # no progress: an endless fault loop
     UNSUPPORTED = 6     # something the vCPU does not do; ``message`` says what
     CPU_ERROR = 7       # the CPU underneath gave up; ``message`` says why
+    DEBUGGED = 9        # at a breakpoint
 
 
 class TranslatorCounts(NamedTuple):
@@ -157,6 +158,24 @@ class VirtualCpu(Protocol):
     def write_register(self, name: str, value: int) -> None:
         """Change one. KeyError: no such register, or not to be written; ValueError: not now, or
         not to this value."""
+        ...
+
+    # Debugging (bt.machine.debug)
+
+    def set_breakpoint(self, gva: int) -> None:
+        """Have ``run`` return DEBUGGED before the instruction at linear address ``gva``."""
+        ...
+
+    def clear_breakpoint(self, gva: int) -> None:
+        """Undo ``set_breakpoint``."""
+        ...
+
+    def step(self) -> int:
+        """Run one instruction, and no interrupt with it: DEBUGGED, or another Stop."""
+        ...
+
+    def lose_time(self, ns: int) -> None:
+        """So much host time did not pass for the guest: somebody looked at it meanwhile."""
         ...
 
     # Hooks (bt.machine.exits)
