@@ -37,6 +37,7 @@ from bt.symbols.table import SymbolTable
 if TYPE_CHECKING:
     from bt.devices.ata import AtaChannel
     from bt.devices.disk import Disk
+    from bt.machine.debug import Breakpoint, Debugger
     from bt.machine.exits import Exit, ExitHooks
     from bt.net.link import Host
     from bt.symbols.guest import GuestSymbols
@@ -54,9 +55,10 @@ HOT = 64
 class Outcome:
     """How a run ended.
 
-    kind: "powered-off", "halted" (HLT with interrupts off), "reset", "died", "timeout" or
-    "stopped"; status: the process's exit status by design (0, 3, 124) or what the guest gave the
-    exit device; report: for "died", what to show a kernel developer.
+    kind: "powered-off", "halted" (HLT with interrupts off), "reset", "died", "timeout", "stopped",
+    "breakpoint" or "until" (what the run was to wait for has come); status: the process's exit
+    status by design (0, 3, 124) or what the guest gave the exit device; report: for "died", what
+    to show a kernel developer.
     """
 
     kind: str
@@ -139,7 +141,9 @@ class Machine:
         self._running = False
         self._input: deque[tuple[int, bytes]] = deque()
         self._posted: deque[Callable[[], None]] = deque()
-        self._stop_reason: str | None = None
+        self._stopped: Outcome | None = None
+        self._left_at: float | None = None  # host time at the end of the last run, s
+        self._flushes = False
         self.registers = Registers(self.vcpu)
         self.memory = Memory(self.vcpu)
         self.physical = Physical(self.ram, self.vcpu)
@@ -147,6 +151,7 @@ class Machine:
         self._ata: AtaChannel | None = None
         #: Told each line about a device whose driver broke a rule.
         self.on_report: Callable[[str], None] = lambda text: None
+        self._debugger: Debugger | None = None
 
     # Hooks (bt.machine.exits) ---------------------------------------------------------------------
 
@@ -170,6 +175,53 @@ class Machine:
             return hook
 
         return register
+
+    # Breakpoints and steps (bt.machine.debug) -----------------------------------------------------
+
+    @property
+    def debugger(self) -> Debugger:
+        """The breakpoints of this machine."""
+        if self._debugger is None:
+            from bt.machine.debug import Debugger  # costs what only who debugs needs
+            self._debugger = Debugger(self)
+        return self._debugger
+
+    def breakpoint(self, where: int | str,
+                   action: Callable[[Machine], object] | None = None) -> Breakpoint:
+        """Stop before the instruction at a linear address or symbol ("start_kernel", "f+0x12").
+
+        ``action(machine)`` is called each time, and the guest goes on unless that calls `stop`.
+        Without one the run ends there, with kind "breakpoint". Raises InputError.
+        """
+        return self.debugger.add(where, action)
+
+    def step(self, count: int = 1) -> Outcome | None:
+        """Run ``count`` instructions; the Outcome if the guest ended in one of them.
+
+        No interrupt is taken within an instruction; devices' time goes on. A halted CPU waits for
+        its interrupt, and that is the step.
+        """
+        self._resume_clock()
+        try:
+            for _ in range(count):
+                while True:
+                    self._serve()
+                    if self._ended is not None or self._stopped is not None:
+                        return self._outcome()
+                    why = self.vcpu.step()
+                    if why == Stop.HALTED and self._ended is None:
+                        self._halt()
+                        continue
+                    break
+                if why != Stop.DEBUGGED and self._ended is None:
+                    self._die(why)
+        finally:
+            self._pause_clock()
+        return self._outcome() if self._ended is not None else None
+
+    def translate(self, virtual: int) -> int | None:
+        """Guest-physical address behind a linear one, by the page tables of now; None: unmapped."""
+        return self.vcpu.translate_address(virtual)
 
     # What the engine may use: bt.machine.cpu.EngineHost ------------------------------------------
 
@@ -320,30 +372,35 @@ class Machine:
         self.vcpu.kick()
 
     def stop(self, reason: str) -> None:
-        """End the run soon, with kind "stopped". Safe from any thread."""
-        self._stop_reason = reason
+        """End the run soon, with kind "stopped" ("timeout" for that reason). From any thread."""
+        self._stopped = Outcome("timeout", 124) if reason == "timeout" else Outcome("stopped", 0)
+        self.vcpu.kick()
+
+    def pause(self, kind: str) -> None:
+        """As `stop`, with another kind of outcome: the caller means to go on."""
+        self._stopped = Outcome(kind, 0)
         self.vcpu.kick()
 
     # The loop ---------------------------------------------------------------------------------
 
     def run(self, timeout: float | None = None) -> Outcome:
-        """Run until the guest ends, ``stop`` is called, or ``timeout`` wall seconds have passed."""
+        """Run until the guest ends, ``stop`` is called, or ``timeout`` wall seconds have passed.
+
+        It can be called again after an outcome that is not the guest's end ("stopped", "timeout",
+        "breakpoint"); the guest's clock stands still meanwhile.
+        """
         vcpu, timers = self.vcpu, self.timers
+        self._resume_clock()
         started = time.perf_counter()
         alarm = None
         if timeout is not None:
             alarm = threading.Timer(timeout, self._time_out)
             alarm.daemon = True
             alarm.start()
-        if vcpu.now_ns() == 0 or not self._running:
-            timers.at(vcpu.now_ns() + _FLUSH_NS, self._flush)
         try:
             while True:
-                self._take_input()
-                for _ in range(len(self._posted)):  # what these post in turn waits for its turn
-                    self._posted.popleft()()
-                timers.run_due()
-                if self._ended is not None or self._stop_reason is not None:
+                self._serve()
+                if self._ended is not None or self._stopped is not None:
                     break
                 self._running = True
                 why = vcpu.run(timers.next_deadline())
@@ -353,21 +410,41 @@ class Machine:
                     continue
                 if why == Stop.HALTED:
                     self._halt()
-                else:
+                elif why != Stop.DEBUGGED:
                     self._die(why)
+                elif self.debugger.hit():
+                    self._stopped = Outcome("breakpoint", 0)
         finally:
             self._running = False
+            self._pause_clock()
             if alarm is not None:
                 alarm.cancel()
             self.pc.flush()
             self.stats.wall_s += time.perf_counter() - started
         return self._outcome()
 
+    def _serve(self) -> None:
+        """What the machine does between two stretches of the guest."""
+        self._take_input()
+        for _ in range(len(self._posted)):  # what these post in turn waits for its turn
+            self._posted.popleft()()
+        self.timers.run_due()
+
+    def _resume_clock(self) -> None:
+        if not self._flushes:
+            self._flushes = True
+            self.timers.at(self.vcpu.now_ns() + _FLUSH_NS, self._flush)
+        if self._left_at is not None:
+            self.vcpu.lose_time(int((time.perf_counter() - self._left_at) * 1e9))
+            self._left_at = None
+
+    def _pause_clock(self) -> None:
+        self._left_at = time.perf_counter()
+
     def _outcome(self) -> Outcome:
         if self._ended is None:
-            if self._stop_reason == "timeout":
-                return Outcome("timeout", 124)
-            return Outcome("stopped", 0)
+            stopped, self._stopped = self._stopped, None
+            return stopped or Outcome("stopped", 0)
         if self._ended.kind in ("reset", "halted") and self._panic.text:
             report = death_report(self.vcpu, f"it said: {self._panic.text}", self.symbols())
             return Outcome("died", 3, report)
