@@ -7,8 +7,9 @@
 # first instructions run elsewhere), in every address space, and under every engine of this core.
 #
 # A step is one instruction under the CPU's TF, as for the shadow of STI (events.pxi), with the
-# breakpoint's byte put back for the time. No interrupt is taken in it. The guest's TF is its own:
-# ours is gone before an exit looks at the flags, and out of what a PUSHF stored.
+# breakpoint's byte put back for the time. An interrupt is a step of its own, or waits until the
+# debugger lets the guest run. The guest's TF is its own: ours is gone before an exit looks at the
+# flags, and out of what a PUSHF stored.
 
 cdef enum:
     STEP_NONE = 0
@@ -50,13 +51,17 @@ cdef void break_add(Vm *vm, uint64_t gva) noexcept nogil:
     if vm.running:
         leave(vm)
 
-cdef bint waken(Vm *vm) noexcept nogil:
-    """Whether a halted vCPU has got an interrupt."""
+cdef bint interrupted(Vm *vm) noexcept nogil:
+    """Take an interrupt if one waits and can be taken here; whether it was."""
+    cdef uint64_t before = vm.exits[EXIT_IRQ]
+    leave_stub(vm)
+    vm.step_taking = 1
     if vm.xen != NULL:
         xen_events(vm)
     else:
         take_irq(vm)
-    return not vm.halted
+    vm.step_taking = 0
+    return vm.exits[EXIT_IRQ] != before
 
 cdef bint break_blocks(Vm *vm, uint64_t gva, uint32_t span) noexcept nogil:
     """Put the breakpoints of [gva, gva+span) in place. True: the block there is no longer right."""
@@ -168,6 +173,7 @@ cdef void open_step(Vm *vm) noexcept nogil:
     cdef uint8_t code[15]
     cdef int i, length
     vm.step_pushf = 0
+    vm.step_popf = 0
     vm.step_gva = gva
     vm.step_open = 1
     unstub_between(vm, gva, 15)
@@ -179,8 +185,11 @@ cdef void open_step(Vm *vm) noexcept nogil:
         return                  # the guest steps by itself: its #DB ends the instruction too
     length = fetch_code(vm, gva, code, 15)
     for i in range(length):
+        # Where these are no traps of ours, PUSHF stores our TF and POPF overwrites it.
         if code[i] == 0x9c:
-            vm.step_pushf = 1   # where it is not a trap of ours, it stores our TF
+            vm.step_pushf = 1
+        elif code[i] == 0x9d:
+            vm.step_popf = popped_tf(vm)
         if code[i] != 0x66 and code[i] & 0xf0 != 0x40:
             break
     vm.env.eflags |= FL_TF
@@ -204,12 +213,26 @@ cdef inline void step_ends(Vm *vm) noexcept nogil:
         vm.debug_step = STEP_DONE if vm.debug_step == STEP_WANTED else STEP_NONE
         leave(vm)
 
-cdef void hide_pushed_tf(Vm *vm) noexcept nogil:
-    """PUSHF ran on the CPU itself with our TF set: take the flag out of what it stored."""
-    cdef uint8_t byte
+cdef inline uint64_t flags_on_stack(Vm *vm) noexcept nogil:
+    """Linear address of the second byte on the stack, which has TF in bit 0 if it is flags."""
     cdef uint64_t at = vm.env.regs[RSP] + 1
-    if not vm.env.hflags & HF_CS64:
-        at = (vm.env.segs[R_SS].base + (at & stack_pointer_mask(vm))) & <uint64_t>0xffffffff
+    if vm.env.hflags & HF_CS64:
+        return at
+    return (vm.env.segs[R_SS].base + (at & stack_pointer_mask(vm))) & <uint64_t>0xffffffff
+
+cdef bint popped_tf(Vm *vm) noexcept nogil:
+    """Whether the POPF to come sets TF."""
+    cdef uint8_t byte = 0
+    return read_virt(vm, flags_on_stack(vm), &byte, 1, vm.cpl == 3) == 0 and byte & 1
+
+cdef void mend_step(Vm *vm) noexcept nogil:
+    """A PUSHF or POPF ran on the CPU itself under our TF: leave what it would have left."""
+    cdef uint8_t byte
+    cdef uint64_t at = flags_on_stack(vm)
+    if vm.step_popf:
+        vm.env.eflags |= FL_TF
+    if not vm.step_pushf:
+        return
     if read_virt(vm, at, &byte, 1, vm.cpl == 3) == 0:
         byte &= 0xfe
         write_virt(vm, at, &byte, 1, vm.cpl == 3)

@@ -298,8 +298,8 @@ cdef void take_irq(Vm *vm) noexcept nogil:
     cdef uint64_t began = host_ns() if vm.recorder != NULL else 0
     if not vm.intr or not interrupts_on(vm) or vm.stop:
         return
-    if vm.debug_step and not vm.halted:
-        return                  # a debugger's step is one instruction of the code it is in
+    if vm.debug_step and not vm.step_taking:
+        return                  # not in the middle of a debugger's step
     if vm.shadow and vm.shadow == linear(vm, vm.env.eip):
         return
     vm.shadow = 0

@@ -159,8 +159,13 @@ cdef void on_interrupt(uc_engine *uc, uint32_t vector, void *data) noexcept nogi
         end_step(vm)
         if vector == EX_DB and not env_int(env, OFF_IS_INT)[0]:
             vm.shadow = 0
-            if vm.step_pushf:
-                hide_pushed_tf(vm)
+            if stepped:
+                mend_step(vm)
+            return
+    elif vm.late_step:
+        # QEMU's SYSENTER raises it by the TF from before, which was ours.
+        vm.late_step = 0
+        if vector == EX_DB:
             return
     elif vm.debug_step:
         step_ends(vm)
@@ -292,6 +297,7 @@ cdef void on_sysenter(uc_engine *uc, void *data) noexcept nogil:
     cdef uint64_t start = vm.env.eip
     cdef uint64_t number = vm.env.regs[RAX]
     cdef int hooked = vm.hooked[ROWS + EXIT_SYSENTER]
+    vm.late_step = vm.stepping
     end_step(vm)
     if hooked and not event_before(vm, ROWS + EXIT_SYSENTER, start, start + length, number, 0):
         vm.env.eip -= length

@@ -54,15 +54,16 @@ cdef void run_guest(Vm *vm) noexcept nogil:
                 note(vm, EXIT_KICK, 0, 0)
                 # An interrupt that waited for this stop is taken on the way back in.
                 return
-        if vm.debug_step and not vm.halted:
+        if vm.debug_step:
             if vm.debug_step == STEP_DONE:
                 vm.stop = STOP_DEBUG
                 return
-            leave_stub(vm)
-            open_step(vm)
-        elif vm.debug_step and waken(vm):
-            step_ends(vm)
-            continue
+            if (vm.halted or vm.step_irqs) and interrupted(vm):
+                step_ends(vm)
+                continue
+            if not vm.halted:
+                leave_stub(vm)
+                open_step(vm)
         elif vm.xen != NULL:
             xen_events(vm)
             if vm.stop:
@@ -81,6 +82,7 @@ cdef void run_guest(Vm *vm) noexcept nogil:
             uc_ctl_flush_tb(vm.uc)
         err = uc_emu_start(vm.uc, vm.env.eip, 0, 0, 0)
         clear_step(vm)
+        vm.late_step = 0
         if vm.step_open:
             close_step(vm)
         if vm.fill_refused:

@@ -379,6 +379,10 @@ cdef struct Vm:
     int n_patches
     int debug_step              # STEP_*
     int step_pushf
+    int step_popf
+    int late_step               # a #DB of our step may still come
+    int step_irqs               # a step may be the taking of an interrupt
+    int step_taking
     int step_open
     uint64_t step_gva
     int flush_wanted            # all translations, before the guest runs again

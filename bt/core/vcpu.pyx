@@ -645,10 +645,11 @@ cdef class Vcpu:
 
     # Debugging --------------------------------------------------------------------------------
 
-    def step(self):
-        """Run one instruction, and no interrupt with it. DEBUGGED, or another reason of `run`.
+    def step(self, bint interrupts=True):
+        """Run one instruction. DEBUGGED, or another reason of `run`.
 
-        A halted vCPU takes an interrupt if one is there, and is HALTED still if not.
+        To take an interrupt is a step too; without ``interrupts`` only a halted vCPU takes one, and
+        is HALTED still if there is none.
         """
         cdef Vm *vm = self.vm
         cdef int why
@@ -656,6 +657,7 @@ cdef class Vcpu:
         vm.python_wants = 0
         vm.hit = 0
         vm.running = 1
+        vm.step_irqs = interrupts
         vm.debug_step = STEP_WANTED
         with nogil:
             run_guest(vm)

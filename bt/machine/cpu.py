@@ -170,8 +170,9 @@ class VirtualCpu(Protocol):
         """Undo ``set_breakpoint``."""
         ...
 
-    def step(self) -> int:
-        """Run one instruction, and no interrupt with it: DEBUGGED, or another Stop."""
+    def step(self, interrupts: bool = True) -> int:
+        """Run one instruction, or (unless told not to) take an interrupt: DEBUGGED, or another
+        Stop. A halted vCPU takes an interrupt in any case, or is HALTED still."""
         ...
 
     def lose_time(self, ns: int) -> None:

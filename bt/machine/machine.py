@@ -195,11 +195,11 @@ class Machine:
         """
         return self.debugger.add(where, action)
 
-    def step(self, count: int = 1) -> Outcome | None:
+    def step(self, count: int = 1, *, interrupts: bool = True) -> Outcome | None:
         """Run ``count`` instructions; the Outcome if the guest ended in one of them.
 
-        No interrupt is taken within an instruction; devices' time goes on. A halted CPU waits for
-        its interrupt, and that is the step.
+        To take an interrupt is a step too, which ends at its handler. Without ``interrupts`` they
+        wait, and the steps stay in the code they are in; only a halted CPU is always woken.
         """
         self._resume_clock()
         try:
@@ -208,7 +208,7 @@ class Machine:
                     self._serve()
                     if self._ended is not None or self._stopped is not None:
                         return self._outcome()
-                    why = self.vcpu.step()
+                    why = self.vcpu.step(interrupts)
                     if why == Stop.HALTED and self._ended is None:
                         self._halt()
                         continue
