@@ -69,11 +69,6 @@ class Room(NamedTuple):
 
     low_end: int
 
-    @property
-    def low_end(self) -> int:
-        """As a Ram's: there is no hole in it."""
-        return self.size
-
 
 class Kernel(NamedTuple):
     """A kernel to boot, whatever it came in."""

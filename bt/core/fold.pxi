@@ -496,7 +496,7 @@ cdef void on_loop_head(uc_engine *uc, uint64_t address, uint32_t size, void *dat
     f.wait -= 1
     if f.wait or f.retired:
         return
-    if code_bits(vm) == 16 or vm.env.eflags & FL_TF or not vm.folding:
+    if code_bits(vm) == 16 or vm.env.eflags & FL_TF or not vm.folding or vm.n_breaks:
         f.wait = FOLD_FIRST
         return
     if fold_look(f):

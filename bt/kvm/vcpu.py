@@ -443,6 +443,23 @@ class KvmVcpu:
         if name == "rip":
             self._halted = False
 
+    # Debugging: KVM's own is in use for what kvm_pvm leaves undone (bt.kvm.software).
+
+    def set_breakpoint(self, gva: int) -> None:
+        """Not under this engine: raises ValueError."""
+        raise ValueError("engine kvm has none")
+
+    def clear_breakpoint(self, gva: int) -> None:
+        """There is none to clear."""
+
+    def step(self, interrupts: bool = True) -> int:
+        """Not under this engine: raises InputError."""
+        raise InputError("engine kvm: the guest cannot be stepped")
+
+    def lose_time(self, ns: int) -> None:
+        """So much host time did not pass for the guest (its TSC runs on)."""
+        self._started += ns
+
     #: See bt.machine.exits.
     exit_hook: Callable[..., tuple[int, int, int]] | None = None
 
