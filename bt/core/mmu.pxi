@@ -180,6 +180,37 @@ cdef void flush_page(Vm *vm, uint64_t gva) noexcept nogil:
     tlb_flush_page(vm.cpu, gva)
     vm.gen += 1
 
+# A guest page that changes its state or type leaves translations behind that no longer hold. Where
+# they can be is remembered as one word: 0 nowhere, the page's address | 1, or with bit 1 set more
+# than one address. Nearly all pages have one, and losing it costs far less than losing all.
+
+cdef inline void granted(uint64_t *where, uint64_t gva) noexcept nogil:
+    cdef uint64_t at = (gva & ~<uint64_t>0xfff) | 1
+    if where[0] == 0:
+        where[0] = at
+    elif where[0] != at:
+        where[0] |= 2
+
+cdef void forget(Vm *vm, uint64_t *where) noexcept nogil:
+    """Drop the translations that `granted` was told of."""
+    if where[0] & 2:
+        flush_tlb(vm)
+    elif where[0]:
+        flush_page(vm, where[0] & ~<uint64_t>0xfff)
+    where[0] = 0
+
+cdef inline void write_granted(Vm *vm, uint64_t gpn, uint64_t gva) noexcept nogil:
+    if vm.write_gen[gpn] != vm.flush_gen:
+        vm.write_gen[gpn] = vm.flush_gen
+        vm.written_at[gpn] = 0
+    granted(&vm.written_at[gpn], gva)
+
+cdef inline void forget_writes(Vm *vm, uint64_t gpn) noexcept nogil:
+    """No cached translation lets anyone write to this page any more."""
+    if vm.write_gen[gpn] == vm.flush_gen:
+        forget(vm, &vm.written_at[gpn])
+        vm.write_gen[gpn] = 0
+
 cdef void flush_locals(Vm *vm) noexcept nogil:
     """What a load of CR3 forgets: all but global pages (SDM vol. 3, 4.10.4.1).
 
@@ -247,7 +278,7 @@ cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
     if walk(vm, gva, access, user, &found) != 0:
         vm.fill_refused = 1
         return False
-    if not fill_page(vm, &found, access, entry):
+    if not fill_page(vm, gva, &found, access, entry):
         vm.fill_refused = 1
         return False
     if vm.xen != NULL:
@@ -261,7 +292,8 @@ cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
         fill_after(vm, gva, access, found.gpa)
     return True
 
-cdef bint fill_page(Vm *vm, Walk *found, int access, uc_tlb_entry *entry) noexcept nogil:
+cdef bint fill_page(Vm *vm, uint64_t gva, Walk *found, int access,
+                    uc_tlb_entry *entry) noexcept nogil:
     """Choose the page and the rights for a translation, and the page's new state if it changes."""
     cdef uint64_t gpn
     cdef CodePage *page
@@ -284,6 +316,7 @@ cdef bint fill_page(Vm *vm, Walk *found, int access, uc_tlb_entry *entry) noexce
                 vm.stop = STOP_UNSUPPORTED
                 vm.message = b"the host has no memory left for code pages"
                 return False
+        granted(&page.fetched_at, gva)
         if page.copy >= 0:
             entry.paddr = PA_COPY + (<uint64_t>page.copy << 12)
             entry.perms = UC_PROT_EXEC
@@ -296,13 +329,14 @@ cdef bint fill_page(Vm *vm, Walk *found, int access, uc_tlb_entry *entry) noexce
     if access == ACCESS_WRITE:
         if page != NULL:
             page_to_data(vm, page)
-        vm.write_gen[gpn] = vm.flush_gen
+        write_granted(vm, gpn, gva)
         entry.perms |= UC_PROT_WRITE
     elif page == NULL:
         if found.writable:
-            vm.write_gen[gpn] = vm.flush_gen
+            write_granted(vm, gpn, gva)
             entry.perms |= UC_PROT_WRITE
     elif page.copy < 0 and found.executable:
+        granted(&page.fetched_at, gva)
         entry.perms |= UC_PROT_EXEC
     return True
 
@@ -343,7 +377,7 @@ cdef uint8_t *touch(Vm *vm, uint64_t gva, int access, bint user) noexcept nogil:
         page = vm.code[found.gpa >> 12]
         if page != NULL:
             page_to_data(vm, page)
-        vm.write_gen[found.gpa >> 12] = vm.flush_gen
+        write_granted(vm, found.gpa >> 12, gva)
     if not user:
         slot.page = tag
         slot.gen = vm.gen

@@ -48,8 +48,7 @@ cdef CodePage *page_to_code(Vm *vm, uint64_t gpn) noexcept nogil:
     vm.code[gpn] = page
     if vm.recorder != NULL:
         record(vm, LOG_CODE, 0, gpn << 12, 0, 0, NULL, 0, 0)
-    if vm.write_gen[gpn] == vm.flush_gen:
-        flush_tlb(vm)
+    forget_writes(vm, gpn)
     note(vm, EXIT_CODE_PAGE, gpn << 12, 0)
     return page
 
@@ -71,9 +70,9 @@ cdef void page_to_data(Vm *vm, CodePage *page) noexcept nogil:
         site_unlink(vm, site)
         site = after
     vm.code[page.gpn] = NULL
+    forget(vm, &page.fetched_at)
     page.next_free = vm.free_pages
     vm.free_pages = page
-    flush_tlb(vm)
     note(vm, EXIT_SMC, gpa, 0)
 
 cdef bint page_copy(Vm *vm, CodePage *page) noexcept nogil:
@@ -90,7 +89,7 @@ cdef bint page_copy(Vm *vm, CodePage *page) noexcept nogil:
             memcpy(vm.copies + (<uint64_t>at << 12), vm.ram + (<uint64_t>page.gpn << 12), 4096)
             # Blocks of an earlier owner of this copy are long dropped; entries that still lead to
             # the guest's own page are not.
-            flush_tlb(vm)
+            forget(vm, &page.fetched_at)
             return True
     return False
 

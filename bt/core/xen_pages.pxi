@@ -55,12 +55,10 @@ cdef int type_get(Vm *vm, uint64_t mfn, int wanted) noexcept nogil:
     status = 0
     if wanted <= PGT_L4:
         # From here on its mappings must be read-only; translations that were not go.
-        if vm.write_gen[mfn] == vm.flush_gen:
-            flush_tlb(vm)
+        forget_writes(vm, mfn)
         status = table_validate(vm, mfn, wanted)
     elif wanted == PGT_SEG:
-        if vm.write_gen[mfn] == vm.flush_gen:
-            flush_tlb(vm)
+        forget_writes(vm, mfn)
         status = segments_validate(vm, mfn)
     if status != 0:
         x.kind[mfn] = PGT_NONE
