@@ -127,14 +127,27 @@ cdef bint assist(Vm *vm) noexcept nogil:
     return emulate_here(vm, rows)
 
 cdef bint emulate_here(Vm *vm, const uint8_t *rows) noexcept nogil:
-    """Emulate the instruction at env.eip if it is in one of ``rows``."""
+    """Emulate the instruction at env.eip if it is in one of ``rows``.
+
+    What an instruction is depends on nothing but its own bytes and the code size, so what the
+    scanner said of these bytes once is true of them always.
+    """
     cdef uint8_t code[16]
     cdef Finding found
-    cdef int avail = fetch_code(vm, linear(vm, vm.env.eip), code, 15)
-    if scan_block(code_bits(vm), code, avail, 1, linear(vm, vm.env.eip), rows, &found, 1, NULL,
-                  NULL) != 1:
-        return False
-    emulate(vm, found.row, vm.env.eip, code, found.length, code_bits(vm))
+    cdef uint64_t gva = linear(vm, vm.env.eip)
+    cdef int bits = code_bits(vm)
+    cdef int avail = fetch_code(vm, gva, code, 15)
+    cdef Assisted *known = &vm.assisted[(gva ^ (gva >> 8)) & (ASSISTED - 1)]
+    if known.rows != rows or known.bits != bits or avail < known.length or \
+            memcmp(code, known.code, known.length) != 0:
+        if scan_block(bits, code, avail, 1, gva, rows, &found, 1, NULL, NULL) != 1:
+            return False
+        known.rows = rows
+        known.bits = bits
+        known.row = found.row
+        known.length = found.length
+        memcpy(known.code, code, found.length)
+    emulate(vm, known.row, vm.env.eip, code, known.length, bits)
     return True
 
 cdef inline void audit(Vm *vm) noexcept nogil:
