@@ -159,6 +159,7 @@ cdef struct Site:               # one rewritten instruction
 cdef struct CodePage:           # a guest page in the code state
     uint32_t gpn
     int32_t copy                # index of its rewritten copy, -1 = executes from the guest's page
+    uint64_t fetched_at         # addresses it was granted for execution at (mmu.pxi, `granted`)
     Site *sites
     uint8_t starts[512]         # bit per byte: a translation block started here
     CodePage *next_free
@@ -194,6 +195,7 @@ cdef enum:
     MAX_POINTS = 24
     MAX_LOCALS = 32             # more than so many: a CR3 load forgets everything
     RECENT = 32                 # blocks remembered for the death report
+    ASSISTED = 256              # faulting instructions remembered
     FOLD_SLOTS = 256            # heads of loops remembered
 
 cdef struct Point:              # where inside a stub the vCPU can be found (stubs.Point)
@@ -212,6 +214,13 @@ cdef struct Stub:
     uint16_t resume             # offset to continue at after the VMM did the instruction
     int n_points
     Point points[MAX_POINTS]
+
+cdef struct Assisted:           # an instruction that faulted and was found to be one of the table's
+    const uint8_t *rows         # the rows it was looked for in; NULL = an empty slot
+    uint8_t bits
+    uint8_t row
+    uint8_t length
+    uint8_t code[16]
 
 cdef struct Fold:               # a loop whose head is watched (fold.pxi)
     Vm *vm
@@ -316,6 +325,7 @@ cdef struct Vm:
     uint8_t user_rows[ROWS]
     uint8_t assist_rows[ROWS]
     Handler handlers[ROWS]
+    Assisted assisted[ASSISTED]
     uint8_t *port_read_kind
     uint8_t *port_write_kind
     uint8_t *port_value
@@ -330,6 +340,7 @@ cdef struct Vm:
     # pages
     CodePage **code             # by GPN; NULL = data
     uint32_t *write_gen         # flush generation in which a page was last granted for writing
+    uint64_t *written_at        # and the addresses it was granted at, since (mmu.pxi, `granted`)
     CodePage *free_pages
     uint8_t *copy_used
     uint32_t next_copy

@@ -271,9 +271,11 @@ cdef class Vcpu:
         pages = vm.ram_size >> 12
         vm.code = <CodePage **>calloc(pages, sizeof(CodePage *))
         vm.write_gen = <uint32_t *>calloc(pages, sizeof(uint32_t))
+        vm.written_at = <uint64_t *>calloc(pages, sizeof(uint64_t))
         vm.copy_used = <uint8_t *>calloc(COPY_PAGES, 1)
         vm.stub_at = <Stub **>calloc(WINDOW_SIZE, sizeof(Stub *))
-        if vm.code == NULL or vm.write_gen == NULL or vm.copy_used == NULL or vm.stub_at == NULL:
+        if vm.code == NULL or vm.write_gen == NULL or vm.written_at == NULL or \
+                vm.copy_used == NULL or vm.stub_at == NULL:
             raise MemoryError
         vm.stub_next = WINDOW_STUBS
         vm.gen = vm.flush_gen = 1
@@ -446,6 +448,7 @@ cdef class Vcpu:
             free(vm.xen)
         recorder_free(vm.recorder)
         free(vm.write_gen)
+        free(vm.written_at)
         if vm.pv != NULL:
             free(vm.pv.traps)
             free(vm.pv)

@@ -22,6 +22,7 @@ cdef enum:
     HC_XEN_VERSION = 17
     HC_VM_ASSIST = 21
     HC_IRET = 23
+    HC_VCPU_OP = 24
     HC_SET_SEGMENT_BASE = 25
     HC_MMUEXT_OP = 26
     HC_SCHED_OP = 29
@@ -403,6 +404,9 @@ cdef int64_t xen_dispatch(Vm *vm, uint64_t number, uint64_t a, uint64_t b, uint6
         return <int64_t>vm.dr[a] if a <= 7 else E_INVAL
     if number == HC_SCHED_OP and a == 1:
         return xen_block(vm)
+    if number == HC_VCPU_OP and a == 3:
+        # VCPUOP_is_up: at boot, Linux asks for each of the 8192 vCPUs that it could have.
+        return E_NOENT if b & <uint64_t>0xffffffff else 1
     return python_hypercall(vm, number, a, b, c, d, e)
 
 cdef int64_t xen_block(Vm *vm) noexcept nogil:

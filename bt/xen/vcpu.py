@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""vcpu_op (24): what a vCPU is doing, where its records lie, its timers. There is one, number 0."""
+"""vcpu_op (24): what a vCPU is doing, where its records lie, its timers. There is one, number 0.
+
+VCPUOP_is_up is compiled (bt/core/xen.pxi): at boot, Linux asks for each of 8192 vCPUs.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,6 @@ class VcpuOps:
             abi.VCPUOP_initialise: self._initialise,
             abi.VCPUOP_up: self._up,
             abi.VCPUOP_down: self._down,
-            abi.VCPUOP_is_up: self._is_up,
             abi.VCPUOP_get_runstate_info: self._get_runstate,
             abi.VCPUOP_register_runstate_memory_area: self._register_runstate,
             abi.VCPUOP_set_periodic_timer: self._set_periodic,
@@ -45,8 +47,7 @@ class VcpuOps:
 
     def vcpu_op(self, operation: int, vcpu: int, pointer: int, *_: int) -> int:
         if vcpu & 0xFFFF_FFFF != 0:
-            # Not raised: at boot, Linux asks for each of the 8192 that it could have.
-            return -abi.XEN_ENOENT
+            raise XenError(abi.XEN_ENOENT)
         handler = self._operations.get(operation)
         if handler is None:
             raise XenError(abi.XEN_ENOSYS)
@@ -62,9 +63,6 @@ class VcpuOps:
         """The last vCPU goes: Xen takes that as the domain's end."""
         self._sched.shut_down(abi.SHUTDOWN_poweroff)
         return 0
-
-    def _is_up(self, pointer: int) -> int:
-        return 1
 
     # Run state ----------------------------------------------------------------------------------
 

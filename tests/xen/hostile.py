@@ -50,7 +50,7 @@ _LOOK = 63
 PIN_L1, PIN_L2, PIN_L3, PIN_L4, UNPIN, NEW_BASEPTR = range(6)
 SET_LDT, NEW_USER_BASEPTR, CLEAR_PAGE, COPY_PAGE = 13, 15, 16, 17
 DOMID_SELF = 0x7FF0
-EPERM, ESRCH, EFAULT, EBUSY, EINVAL, ENOSYS = -1, -3, -14, -16, -22, -38
+EPERM, ENOENT, ESRCH, EFAULT, EBUSY, EINVAL, ENOSYS = -1, -2, -3, -14, -16, -22, -38
 PF, GP, UD = 14, 13, 6
 # With an error code: those have one qword more in their frame.
 _ERRORS = frozenset({8, 10, 11, 12, 13, 14, 17})

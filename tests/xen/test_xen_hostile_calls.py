@@ -12,6 +12,7 @@ from hostile import (
     DOMID_SELF,
     EFAULT,
     EINVAL,
+    ENOENT,
     ENOSYS,
     EVENT,
     GP,
@@ -75,6 +76,14 @@ def test_pointers_to_nowhere(guest, pointer):
                  (SCHED_OP, 2, pointer), (12, 1, pointer), (20, 6, pointer, 1), (32, 1, pointer),
                  (PHYSDEV_OP, 6, pointer), (18, 0, 4, pointer)):
         assert guest.call(*call) == EFAULT, call
+
+
+def test_which_vcpus_are_up(guest):
+    """Compiled, so asked here: number 0 is, and there is no other."""
+    for vcpu in (0, 1 << 32):
+        assert guest.call(VCPU_OP, 3, vcpu) == 1
+    for vcpu in (1, 31, 8191, 0xFFFF_FFFF, (1 << 64) - 1):
+        assert guest.call(VCPU_OP, 3, vcpu) == ENOENT
 
 
 def test_results_to_nowhere(guest):

@@ -30,9 +30,7 @@ def single(rig, deadline, flags=0):
 
 
 def test_there_is_one_vcpu(rig):
-    assert rig.call(VCPU_OP, IS_UP, 0, 0) == 1
     for vcpu in (1, 2, 31, 32, 0xFFFF_FFFF):
-        assert rig.call(VCPU_OP, IS_UP, vcpu, 0) == ENOENT
         assert rig.call(VCPU_OP, INITIALISE, vcpu, 0) == ENOENT
     assert rig.call(VCPU_OP, INITIALISE, 0, 0) == EEXIST
     assert rig.call(VCPU_OP, UP, 0, 0) == 0
