@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Loaders: each puts a guest into RAM the way its boot protocol says, and gives the entry state.
 
-One file is one protocol (``linux``, ``multiboot``, ``flat``); ``elf``, ``payload``, ``initrd`` and
-``lowmem`` hold what they share. All input is hostile: whatever is wrong with it ends in one
-InputError, and memory use is bounded by the machine's RAM and by the size of the file.
+One file is one protocol (``linux``, ``pvh``, ``multiboot``, ``flat``); ``acpi`` is what firmware
+leaves for all of them; ``elf``, ``payload``, ``initrd`` and ``lowmem`` hold what they share. All
+input is hostile: whatever is wrong with it ends in one InputError, and memory use is bounded by the
+machine's RAM and by the size of the file.
 
 The protocols are imported when a kernel asks for them, and the decompressors when one has to be
 unpacked: start-up time is part of what ``bt run`` is measured by.
@@ -21,8 +22,8 @@ from bt.machine.ram import Ram
 
 __all__ = ["KINDS", "EntryState", "Loaded", "is_linux", "load"]
 
-#: What ``kind`` may be. Only "flat" has to be asked for; the others are recognised.
-KINDS = ("linux", "multiboot", "flat")
+#: What ``kind`` may be. "flat" and "pvh" have to be asked for; the others are recognised.
+KINDS = ("linux", "pvh", "multiboot", "flat")
 
 
 def load(path: Path, ram: Ram, *, cmdline: str = "", initrd: Path | bytes | None = None,
@@ -53,6 +54,9 @@ def load(path: Path, ram: Ram, *, cmdline: str = "", initrd: Path | bytes | None
         if initrd is not None:
             from bt.boot.initrd import open_initrd
             ramdisk = files.enter_context(open_initrd(initrd))
+        if kind == "pvh":
+            from bt.boot import pvh
+            return pvh.load(image, ram, cmdline, ramdisk, rsdp)
         if kind == "linux":
             from bt.boot import linux
             return linux.load(image, ram, cmdline, ramdisk, rsdp)

@@ -9,7 +9,7 @@ against the file and against RAM before a byte is copied.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from bt.boot.image import Image
@@ -35,6 +35,8 @@ _HEADER = {32: struct.Struct("<HHIIIIIHHH"), 64: struct.Struct("<HHIQQQIHHH")}
 _PHDR = {32: struct.Struct("<6I8x"), 64: struct.Struct("<I4x5Q8x")}
 # A kernel has about five. The limit only bounds the work a hostile file can cause.
 _MAX_PHDRS = 256
+# A note of Xen's holds a number or a short name.
+_MAX_NOTES = 4096
 
 
 class Segment(NamedTuple):
@@ -155,3 +157,21 @@ def load_segments(image: Image, elf: Elf, ram: Ram) -> None:
     for segment in elf.segments:
         if segment.filesz:
             image.read_into(segment.offset, ram.view[segment.paddr:segment.paddr + segment.filesz])
+
+
+def xen_notes(image: Image, vmlinux: Elf) -> Iterator[tuple[int, bytes]]:
+    """Type and value of each note that is named "Xen"; a damaged rest is left out."""
+    left = _MAX_NOTES
+    for offset, size in vmlinux.notes:
+        data = image.read(offset, min(size, 1 << 20))
+        at = 0
+        while at + 12 <= len(data) and left:
+            left -= 1
+            name_size, value_size, kind = struct.unpack_from("<III", data, at)
+            value_at = at + 12 + (name_size + 3 & ~3)
+            end = value_at + (value_size + 3 & ~3)
+            if value_at + value_size > len(data):
+                break
+            if data[at + 12:at + 12 + name_size] == b"Xen\0":
+                yield kind, data[value_at:value_at + value_size]
+            at = end

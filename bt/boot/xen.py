@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import struct
 from array import array
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,8 +50,6 @@ _PADDING = 512 << 10        # with at least 512 kB of padding
 _SLOT = 32                  # bytes a hypercall in the hypercall page
 _IRET = 23
 _LOW_END = 1 << 47
-# A note holds a number or a short name.
-_MAX_NOTES = 4096
 
 # Features that a kernel may insist on ("!name") and that a paravirtual domain here cannot have.
 _IMPOSSIBLE = ("auto_translated_physmap", "supervisor_mode_kernel", "dom0")
@@ -118,7 +115,7 @@ def read_notes(image: Image, vmlinux: elf.Elf) -> Notes:
     """Read and check the notes of a 64-bit kernel. Raises InputError, in one line."""
     name = image.name
     found: dict[int, bytes] = {}
-    for kind, value in _notes(image, vmlinux):
+    for kind, value in elf.xen_notes(image, vmlinux):
         found.setdefault(kind, value)
     if not found:
         raise InputError(f"{name}: has no Xen notes, so it cannot run paravirtual "
@@ -159,24 +156,6 @@ def read_notes(image: Image, vmlinux: elf.Elf) -> Notes:
                  number(abi.XEN_ELFNOTE_INIT_P2M, "INIT_P2M"),
                  bool(number(abi.XEN_ELFNOTE_MOD_START_PFN, "MOD_START_PFN")),
                  f"{guest_os} {text(abi.XEN_ELFNOTE_GUEST_VERSION, '')}".strip())
-
-
-def _notes(image: Image, vmlinux: elf.Elf) -> Iterator[tuple[int, bytes]]:
-    """Type and value of each note that is named "Xen"; a damaged rest is left out."""
-    left = _MAX_NOTES
-    for offset, size in vmlinux.notes:
-        data = image.read(offset, min(size, 1 << 20))
-        at = 0
-        while at + 12 <= len(data) and left:
-            left -= 1
-            name_size, value_size, kind = struct.unpack_from("<III", data, at)
-            value_at = at + 12 + (name_size + 3 & ~3)
-            end = value_at + (value_size + 3 & ~3)
-            if value_at + value_size > len(data):
-                break
-            if data[at + 12:at + 12 + name_size] == b"Xen\0":
-                yield kind, data[value_at:value_at + value_size]
-            at = end
 
 
 class _Map(NamedTuple):

@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=disks.HELP)
     devices.add_arguments(add)
     add("--package", metavar="NAME", help="linux: this Debian kernel package")
+    add("--boot", choices=("pvh",), help="enter a Linux or other ELF kernel by this protocol")
     add("--flat", type=values.address, metavar="BASE", help="GUEST is a flat binary, loaded there")
     add("--bits", type=int, choices=(16, 32, 64), help="a flat binary's mode (default: 16)")
     add("--stats", metavar="FILE", help="write counters as JSON at the end; - is stdout")
@@ -113,7 +114,7 @@ def _run(options: argparse.Namespace, extras: devices.Devices) -> int:
         plan.path,
         cmdline=plan.cmdline,
         initrd=plan.initrd,
-        kind=plan.kind,
+        kind=options.boot or plan.kind,
         base=plan.base,
         bits=plan.bits,
     )
@@ -220,6 +221,8 @@ def _plan_file(options: argparse.Namespace, extras: devices.Devices) -> Plan:
     if not path.exists():
         raise InputError(f"no guest and no file {options.guest!r} (bt guests lists the guests)")
     if options.flat is not None:
+        if options.boot is not None:
+            raise InputError("--boot and --flat exclude each other")
         return Plan(path, options.append, options.initrd, "flat", options.flat, options.bits or 16)
     if options.bits is not None:
         raise InputError("--bits goes with --flat")

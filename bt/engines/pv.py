@@ -6,6 +6,7 @@ from __future__ import annotations
 from bt import boot
 from bt.engines.base import GuestFile
 from bt.engines.unicorn import UnicornEngine
+from bt.errors import InputError
 from bt.machine.cpu import EngineHost
 
 
@@ -17,6 +18,8 @@ class PvEngine(UnicornEngine):
         return extra_ram(ram_bytes)
 
     def load(self, host: EngineHost, guest: GuestFile) -> boot.Loaded:
+        if guest.kind == "pvh":
+            raise InputError("PVH is an entry without paravirtual interfaces: not for engine pv")
         if guest.kind != "flat" and boot.is_linux(guest.path):
             from bt.engines import xen
             return xen.attach(host, guest.path, guest.cmdline, guest.initrd)

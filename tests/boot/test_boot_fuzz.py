@@ -123,6 +123,18 @@ def test_damaged_kernels(kernel, name):
     assert loaded < CASES
 
 
+def test_damaged_pvh_kernels(kernel):
+    notes = struct.pack("<III4sI", 4, 4, 18, b"Xen", MB + 0x40) * 3
+    image = elf([segment(MB, CODE), segment(MB, notes, kind=4)])
+    files = [image, bzimage(pack(image, "lz4"))]
+    loaded = 0
+    for number in range(CASES):
+        rng = random.Random(f"pvh-{number}")
+        data = damaged(rng, rng.choice(files), 1 << 20)
+        loaded += attempt(f"pvh-{number}", kernel(data), kind="pvh")
+    assert CASES // 100 < loaded < CASES
+
+
 def test_damaged_initrds(kernel):
     path = kernel(VMLINUX)
     loaded = sum(attempt(f"initrd-{number}", path,

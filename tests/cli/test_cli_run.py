@@ -200,3 +200,10 @@ def test_starting_up_imports_nothing_large():
     large = {"typer", "click", "rich", "unicorn", "capstone", "keystone", "lief", "json", "asyncio"}
     assert "bt.cli.run" in loaded
     assert not loaded & large
+
+
+def test_boot_protocol_of_the_users_choice(machine, flat, linux_files, capsys):
+    assert main(["run", "linux", "--boot", "pvh"]) == 0
+    assert machine.made[0].how["kind"] == "pvh"
+    assert main(["run", flat, "--flat", "0x8000", "--boot", "pvh"]) == 2
+    assert "exclude each other" in capsys.readouterr().err

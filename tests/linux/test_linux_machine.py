@@ -71,3 +71,13 @@ def test_more_than_3_gb(bt):
     assert "00100000-bfffffff : System RAM\n100000000-13fffffff : System RAM" in result.out
     assert int(re.search(r"MemTotal: +(\d+)", result.out)[1]) > 3_900_000
     assert "7f614da9329cd3aebf59b91aadc30bf0" in result.out
+
+
+@pytest.mark.parametrize("machine", ["pc", "legacy"])
+def test_pvh(bt, machine):
+    """Another way in, the same kernel and the same command's status."""
+    result = bt("run", "linux", "--boot", "pvh", "--machine", machine, "-v", "--", "sh", "-c",
+                "dmesg | grep -c 'ACPI: RSDP'; exit 7")
+    assert result.status == 7, result.err
+    assert ", PVH, engine bt\n" in result.err
+    assert result.out.split() == ["1" if machine == "pc" else "0"]
