@@ -11,7 +11,7 @@ instruction with KVM's emulator. In between, some are left half done (seen with 
 The guest's handlers of these two exceptions get a breakpoint each, of the kind that debuggers set
 from outside (KVM_SET_GUEST_DEBUG). Where one is reached for such a reason, the delivery is taken
 back and the instruction is done as SDM vol. 2 has it. Every other exception goes on to the guest,
-one debug step later. The guest's own debug registers do nothing in the meantime.
+one debug step later.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bt.kvm import abi, state
+from bt.kvm.debug import GuestDebug
 from bt.kvm.device import Vm
 
 #: Where the kernel lists its modules, those built in among them.
@@ -33,6 +34,8 @@ _HARDWARE = ("kvm_intel", "kvm_amd")
 #: The module whose gaps are known.
 PVM = "kvm_pvm"
 
+#: How many debug registers the completion takes.
+BREAKPOINTS = 2
 _UD, _GP, _PF = 6, 13, 14
 _SYSCALL, _INT = b"\x0f\x05", 0xCD
 _IF, _RF = 1 << 9, 1 << 16
@@ -73,18 +76,18 @@ class _Gate(NamedTuple):
 
 
 class Completion:
-    """Completes what kvm_pvm leaves undone, for one vCPU.
+    """Completes what kvm_pvm leaves undone, for one vCPU. Needs ``BREAKPOINTS`` of ``debug``.
 
     ``read(gva, length)`` and ``write(gva, data)`` are the guest's memory by linear address.
     """
 
-    def __init__(self, vm: Vm, read: Callable[[int, int], bytes | None],
+    def __init__(self, vm: Vm, debug: GuestDebug, read: Callable[[int, int], bytes | None],
                  write: Callable[[int, bytes], bool]) -> None:
         self._cpu = vm.cpu
+        self._debug = debug
         self._read = read
         self._write = write
-        self._breakpoints: dict[int, int] = {}      # linear address -> vector
-        self._stepping = False
+        self._handlers: dict[int, int] = {}     # linear address -> vector
         self._lstar = 0
         self._tell_of_lstar(vm)
 
@@ -114,45 +117,16 @@ class Completion:
             gate = self._gate(special, vector)
             if gate is not None:
                 found[gate.offset] = vector
-        if found != self._breakpoints:
-            self._breakpoints = found
-            self._arm()
+        if found != self._handlers:
+            self._handlers = found
+            self._debug.set_own(found)
 
-    def _arm(self) -> None:
-        """Breakpoints on, stepping off."""
-        self._stepping = False
-        addresses = [*self._breakpoints, 0, 0, 0, 0][:4]
-        # Execution breakpoints, one byte, in the global enable bits (SDM 3B, 17.2.4).
-        dr7 = 0x400 | sum(2 << 2 * i for i in range(len(self._breakpoints)))
-        control = abi.KVM_GUESTDBG_ENABLE | abi.KVM_GUESTDBG_USE_HW_BP
-        ioctl(self._cpu, abi.KVM_SET_GUEST_DEBUG,
-              abi.GUEST_DEBUG.pack(control, 0, *addresses, 0, 0, 0, dr7))
-
-    def _step_over(self) -> None:
-        """KVM stops at a breakpoint each time: go past it without."""
-        self._stepping = True
-        control = abi.KVM_GUESTDBG_ENABLE | abi.KVM_GUESTDBG_SINGLESTEP
-        ioctl(self._cpu, abi.KVM_SET_GUEST_DEBUG, abi.GUEST_DEBUG.pack(control, 0, *[0] * 8))
-
-    def exited(self) -> None:
-        """The guest came out for something else: no breakpoint may stay off."""
-        if self._stepping:
-            self._arm()
-
-    def debug_exit(self, rip: int) -> str | None:
-        """The vCPU stopped at ``rip`` for us. The name of what was completed; None: nothing was."""
-        if self._stepping:
-            self._arm()
-            if rip not in self._breakpoints:
-                return None
-        vector = self._breakpoints.get(rip)
-        done = None
-        if vector is not None:
-            special = state.SpecialRegisters(self._cpu)
-            done = self._syscall(special) if vector == _PF else self._after_invalid_opcode(special)
-        if done is None:
-            self._step_over()
-        return done
+    def at(self, rip: int) -> str | None:
+        """A breakpoint of ours was reached. The name of what was completed; None: nothing was."""
+        special = state.SpecialRegisters(self._cpu)
+        if self._handlers.get(rip) == _PF:
+            return self._syscall(special)
+        return self._after_invalid_opcode(special)
 
     def _origin(self, at: int) -> _Origin | None:
         """Where an exception whose frame is at ``at`` comes from, if that is user code."""

@@ -185,6 +185,11 @@ def code_bits(special: SpecialRegisters) -> int:
     return 32 if cs.db else 16
 
 
+def privilege(special: SpecialRegisters) -> int:
+    """The guest's privilege level: SS's (SDM 3A, 5.5); real mode is 0."""
+    return special.segment("ss").dpl if special.control["cr0"] & CR0_PE else 0
+
+
 def registers(cpu: int) -> dict[str, int]:
     """Everything a report shows, by the names of bt.machine.cpu.VirtualCpu.registers."""
     special = SpecialRegisters(cpu)
@@ -200,6 +205,5 @@ def registers(cpu: int) -> dict[str, int]:
     found |= {name: control[name] for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")}
     found["gdtr"] = special.table(abi.SREGS_GDT)[0]
     found["idtr"] = special.table(abi.SREGS_IDT)[0]
-    # The privilege level is SS's (SDM 3A, 5.5); real mode is 0.
-    found["cpl"] = segments["ss"].dpl if control["cr0"] & CR0_PE else 0
+    found["cpl"] = privilege(special)
     return found
