@@ -28,6 +28,7 @@ from translator.sensitive import BY_NAME
 
 #: The other engines' TSC; KVM is asked for the same one, but not every processor can scale it.
 _TSC_KHZ = 1_000_000
+_HLT = b"\xf4"
 _APIC = 1 << 9      # CPUID leaf 1, EDX
 #: Exits that ``--trace`` shows, by the row of the sensitive table.
 _TRACED = {abi.KVM_EXIT_IO: "IN", abi.KVM_EXIT_HLT: "HLT", abi.KVM_EXIT_X86_RDMSR: "RDMSR",
@@ -133,12 +134,18 @@ class KvmVcpu(ExitHandlers, GuestView):
         Only a halted vCPU takes an interrupt, and is HALTED still if there is none. Raises
         InputError for user code on a KVM that cannot step it.
         """
-        if self._completion is not None and self.registers()["cpl"] == 3:
+        if self._completion is not None and self._cpl == 3:
             raise InputError("engine kvm: the KVM of this host cannot step user code")
         if self._halted and self._intr:
             self._deliver()
         if self._halted:
             return Stop.HALTED
+        if self._cpl == 0 and self.read_virtual(self.linear_rip, 1) == _HLT:
+            # KVM may report the step and forget the HLT.
+            state.write_register(self._cpu, "rip", self.registers()["rip"] + 1)
+            self._control["HLT"] += 1
+            self._halted = True
+            return Stop.DEBUGGED
         self._single_step = True
         self._left = False
         self.set_deadline(None)
@@ -153,6 +160,10 @@ class KvmVcpu(ExitHandlers, GuestView):
             self._kicker.leave()
             self._single_step = False
             self._guest_debug.arm()
+
+    @property
+    def _cpl(self) -> int:
+        return state.privilege(state.SpecialRegisters(self._cpu))
 
     def _step_loop(self) -> Stop:
         while True:
