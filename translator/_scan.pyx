@@ -95,6 +95,7 @@ cdef unsigned char candidate_count[MODES][MAPS][256]
 cdef unsigned char plain[MODES][2][256]
 cdef unsigned char plain_regs[MODES][2][256]     # allowed values of the reg field
 cdef unsigned char prefix_bit[256]               # legacy prefixes; NO_EFFECT for segment overrides
+cdef unsigned char NOTHING[256]                  # a selection of no row
 cdef enum:
     NO_EFFECT = 128
 
@@ -320,6 +321,64 @@ def scan(int bits, const unsigned char[::1] code, size_t span, unsigned long lon
         if n < 256:
             break
     return result, total, base
+
+
+cdef inline bint straddles(int bits, const unsigned char* code, size_t rest, size_t limit) noexcept:
+    """Whether the bytes at ``code`` are an instruction that ends after ``limit`` bytes."""
+    cdef unsigned int insns = 0, consumed = 0
+    if rest > MAX_LENGTH:
+        rest = MAX_LENGTH
+    scan_block(bits, code, rest, 1, 0, NOTHING, NULL, 0, &insns, &consumed)
+    return insns == 1 and consumed > limit
+
+
+def sweep(int bits, const unsigned char[::1] code, unsigned long long address,
+          const unsigned int[::1] starts, const unsigned char[::1] selected, int filler):
+    """Every instruction in ``code``, read one behind the other and anew from each of ``starts``.
+
+    ``starts``: ascending offsets at which an instruction is known to begin. Where nothing can be
+    decoded one byte is skipped; an instruction that would run over a start is dropped. ``filler``
+    is a row that is counted and not listed. Returns ([(offset, row, length), ...], instructions
+    without fillers, fillers, bytes skipped, dropped instructions).
+    """
+    cdef Finding found[512]
+    cdef int n, i
+    cdef unsigned int insns, consumed
+    cdef size_t at = 0, limit, size = code.shape[0], next_start = 0, count = starts.shape[0]
+    cdef size_t instructions = 0, fillers = 0, skipped = 0, dropped = 0
+    if bits not in (16, 32, 64):
+        raise ValueError(f"code size must be 16, 32 or 64 bits, not {bits}")
+    if selected.shape[0] < 256:
+        raise ValueError("the selection needs 256 entries")
+    if size > 0xFFFFFFFF:
+        raise ValueError("4 GB of code at most")
+    result = []
+    while at < size:
+        while next_start < count and starts[next_start] <= at:
+            next_start += 1
+        limit = size
+        if next_start < count and starts[next_start] < size:
+            limit = starts[next_start]
+        while at < limit:
+            n = scan_block(bits, &code[at], limit - at, limit - at, address + at, &selected[0],
+                           found, 512, &insns, &consumed)
+            instructions += insns
+            for i in range(n):
+                if found[i].row == filler:
+                    fillers += 1
+                else:
+                    result.append((at + found[i].offset, found[i].row, found[i].length))
+            at += consumed
+            if at >= limit or n == 512:
+                continue
+            if limit < size and straddles(bits, &code[at], size - at, limit - at):
+                dropped += 1
+                skipped += limit - at
+                at = limit
+            else:
+                skipped += 1
+                at += 1
+    return result, instructions - fillers, fillers, skipped, dropped
 
 
 cdef int mode_index(int bits):

@@ -9,7 +9,7 @@ Static rewriting knows less than a translator that sees what runs, so it is care
    data. ``jmp far`` into a segment of another size is followed through the GDT that LGDT names.
 2. *What replaces it.* A jump to a stub, where five bytes can be had: the instruction's own, or
    with plain instructions behind it that nothing is known to jump to. The stub works on the vCPU
-   page (`stubs`), or makes a hypercall (`_hypercall_text`). Everywhere else an INT3.
+   page (`stubs`), or makes a hypercall (`hypercall_text`). Everywhere else an INT3.
 3. *Where the stubs are.* In the VMM's window, not in the kernel's memory: they are there whatever
    the kernel maps, and no memory of the kernel's is taken from it.
 
@@ -41,7 +41,7 @@ _MAX_INSTRUCTIONS = 1_000_000
 _MAX_CODE = 16 << 20
 _LINUX_BANNER = b"Linux version "
 #: Rows that reach the VMM by themselves, with the right result, whoever executes them.
-_LEFT = {"INT_N": "software interrupts of the kernel reach the VMM by themselves"}
+LEFT = {"INT_N": "software interrupts of the kernel reach the VMM by themselves"}
 #: Not a sign of a kernel: C libraries end a program's start-up code with it.
 _NO_SIGN = "HLT"
 _ENDS = frozenset({
@@ -57,7 +57,9 @@ class PatchError(ImageError):
     """There is nothing to patch, or it may not be patched. One line, without the file's name."""
 
 
-class _Insn(NamedTuple):
+class Insn(NamedTuple):
+    """An instruction; ``row``: of the table, if it is one that a kernel must not execute."""
+
     address: int
     bits: int
     code: bytes
@@ -140,6 +142,20 @@ def patch(data: bytes, *, stubs: bool = True) -> tuple[bytes, Report]:
     return writer.finish(), report
 
 
+def code_sizes(data: bytes) -> list[tuple[int, int]]:
+    """(address, bits) from where on code of another size was found, by rising address.
+
+    A kernel may switch modes anywhere. Raises ImageError for what cannot be patched.
+    """
+    code = _Code(KernelImage(data))
+    code.find()
+    changes: list[tuple[int, int]] = []
+    for insn in code.instructions():
+        if not changes or changes[-1][1] != insn.bits:
+            changes.append((insn.address, insn.bits))
+    return changes
+
+
 # -- what is code --------------------------------------------------------------------------------
 
 
@@ -151,14 +167,14 @@ class _Code:
         self.ranges = image.code_ranges()
         if sum(end - start for start, end in self.ranges) > _MAX_CODE:
             raise PatchError("has more code than can be patched (16 MB)")
-        self.found: dict[int, _Insn] = {}
+        self.found: dict[int, Insn] = {}
         self.targets: set[int] = {symbol.value for symbol in image.symbols}
         self.references: dict[int, int] = {}        # address -> bits of the code that names it
         self.gdts: list[int] = []                   # addresses of LGDT operands
         self.displaced: set[int] = set()            # found while the code may run elsewhere
         self.roots = 0
 
-    def instructions(self) -> Iterator[_Insn]:
+    def instructions(self) -> Iterator[Insn]:
         """All of them, by rising address."""
         for address in sorted(self.found):
             yield self.found[address]
@@ -240,7 +256,7 @@ class _Code:
                 address = insn.end
 
     def _decode(self, address: int,
-                bits: int) -> tuple[_Insn | None, list[tuple[int, int]], bool]:
+                bits: int) -> tuple[Insn | None, list[tuple[int, int]], bool]:
         """Record the instruction at ``address``: it, where it jumps to, whether it falls through.
         """
         cs = next(disassembler(bits, True).disasm(self._bounded(address), address, 1), None)
@@ -249,7 +265,7 @@ class _Code:
         if len(self.found) >= _MAX_INSTRUCTIONS:
             raise PatchError(f"has more than {_MAX_INSTRUCTIONS} instructions")
         findings = scan_block(bytes(cs.bytes), address, bits).findings
-        insn = _Insn(address, bits, bytes(cs.bytes), findings[0].row if findings else None)
+        insn = Insn(address, bits, bytes(cs.bytes), findings[0].row if findings else None)
         self.found[address] = insn
         mask = (1 << bits) - 1
         operands = cs.operands
@@ -266,7 +282,7 @@ class _Code:
         self._refer(cs, insn, operands)
         return insn, [], not (cs.id in _ENDS or cs.group(CS_GRP_RET) or cs.group(CS_GRP_IRET))
 
-    def _refer(self, cs: Any, insn: _Insn, operands: Any) -> None:
+    def _refer(self, cs: Any, insn: Insn, operands: Any) -> None:
         """Addresses that an ordinary instruction names."""
         for operand in operands:
             if operand.type == x86.X86_OP_IMM:
@@ -310,7 +326,7 @@ class _Code:
             address = self.found[address].end
 
 
-def _absolute(operand: Any, insn: _Insn) -> int | None:
+def _absolute(operand: Any, insn: Insn) -> int | None:
     """The address of a memory operand that does not depend on a register; None if it does."""
     mem = operand.mem
     if mem.index or mem.segment:
@@ -336,12 +352,12 @@ class _Writer:
         self.sites: list[Site] = []
         self.covered: dict[int, int] = {}           # bytes of regions and traps -> their site
 
-    def replace(self, insn: _Insn) -> None:
+    def replace(self, insn: Insn) -> None:
         """Replace one sensitive instruction by the best that fits."""
         assert insn.row is not None
         _, _, *words = next(disassembler(insn.bits).disasm_lite(insn.code, insn.address, 1))
         text = " ".join(words).strip()
-        why = _LEFT.get(insn.row.name, "")
+        why = LEFT.get(insn.row.name, "")
         if not why and any(self.covered.get(a, insn.address) != insn.address
                            for a in range(insn.address, insn.end)):
             why = "another instruction that is replaced overlaps it"
@@ -362,7 +378,7 @@ class _Writer:
         for i in range(len(code)):
             self.covered[address + i] = address
 
-    def _absorb(self, insn: _Insn) -> list[bytes] | None:
+    def _absorb(self, insn: Insn) -> list[bytes] | None:
         """The instructions that move with ``insn`` to make five bytes; None if that cannot be."""
         absorbed: list[bytes] = []
         address = insn.end
@@ -377,13 +393,13 @@ class _Writer:
             address = follower.end
             if ends_region(follower.code, 0, insn.bits) is not None:
                 break
-            if not absorbable(follower.code, insn.bits) or _touches_memory(follower):
+            if not absorbable(follower.code, insn.bits) or touches_memory(follower):
                 return None
         if address - insn.address < JUMP_LENGTH:
             return None
         return absorbed
 
-    def _stub(self, insn: _Insn) -> str | None:
+    def _stub(self, insn: Insn) -> str | None:
         """Replace by a jump to a stub: "inline" or "hypercall"; None if there is no way."""
         if not self.stubs or insn.bits == 16 or insn.address in self.code.displaced:
             return None
@@ -397,8 +413,8 @@ class _Writer:
             return None
         window = pvabi.WINDOW if insn.bits == 64 else pvabi.WINDOW32
         address = window + pvabi.STUBS_OFFSET + at
-        made = self._inline(insn, absorbed, address, window) or \
-            self._hypercall(insn, absorbed, address, window)
+        made = inline_stub(insn, absorbed, address, window) or \
+            hypercall_stub(insn, absorbed, address, window)
         leap = jump(insn.address, address, insn.bits)
         if made is None or leap is None:
             return None
@@ -407,45 +423,6 @@ class _Writer:
         self.traps += traps
         self._put(insn.address, leap.ljust(region, bytes([TRAP])))
         return how
-
-    @staticmethod
-    def _inline(insn: _Insn, absorbed: list[bytes], address: int,
-                window: int) -> tuple[str, bytes, list[pvabi.Trap], int] | None:
-        assert insn.row is not None
-        stub = make_stub(insn.row.name, insn.code, absorbed, insn.address, address, window,
-                         insn.bits)
-        if stub is None:
-            return None
-        traps = [pvabi.Trap(address + offset, insn.address, address + stub.resume, insn.bits,
-                            insn.code) for offset in stub.slow_traps]
-        return "inline", stub.code, traps, stub.region
-
-    @staticmethod
-    def _hypercall(insn: _Insn, absorbed: list[bytes], address: int,
-                   window: int) -> tuple[str, bytes, list[pvabi.Trap], int] | None:
-        text = _hypercall_text(insn)
-        if text is None:
-            return None
-        code, slow = _assemble(text, insn.bits, window)
-        resume = len(code)
-        next_address = insn.end
-        for piece in absorbed:
-            target = ends_region(piece, next_address, insn.bits)
-            if target is not None and len(piece) > 1:
-                far = jump(address + len(code), target, insn.bits)
-                if far is None:
-                    return None
-                piece_code = far
-            else:
-                piece_code = piece
-            code += piece_code
-            next_address += len(piece)
-        back = jump(address + len(code), next_address, insn.bits)
-        if back is None or len(code) + len(back) > 2 * MAX_STUB:
-            return None
-        traps = [pvabi.Trap(address + slow, insn.address, address + resume, insn.bits, insn.code)]
-        region = max(JUMP_LENGTH, next_address - insn.address)
-        return "hypercall", code + back, traps if slow >= 0 else [], region
 
     def finish(self) -> bytes:
         """The new image."""
@@ -460,7 +437,51 @@ class _Writer:
         return self.image.with_additions(bytes(self.out), additions)
 
 
-def _touches_memory(insn: _Insn) -> bool:
+#: A stub: how, its code, the traps in it, and the bytes that its jump replaces.
+Made = tuple[str, bytes, list[pvabi.Trap], int]
+
+
+def inline_stub(insn: Insn, absorbed: list[bytes], address: int,
+                window: int) -> Made | None:
+    """A stub at ``address`` that does ``insn`` on the vCPU page; None if there is no template."""
+    assert insn.row is not None
+    stub = make_stub(insn.row.name, insn.code, absorbed, insn.address, address, window,
+                     insn.bits)
+    if stub is None:
+        return None
+    traps = [pvabi.Trap(address + offset, insn.address, address + stub.resume, insn.bits,
+                        insn.code) for offset in stub.slow_traps]
+    return "inline", stub.code, traps, stub.region
+
+def hypercall_stub(insn: Insn, absorbed: list[bytes], address: int,
+                   window: int) -> Made | None:
+    """A stub at ``address`` that makes a hypercall of ``insn``; None if there is none for it."""
+    text = hypercall_text(insn)
+    if text is None:
+        return None
+    code, slow = _assemble(text, insn.bits, window)
+    resume = len(code)
+    next_address = insn.end
+    for piece in absorbed:
+        target = ends_region(piece, next_address, insn.bits)
+        if target is not None and len(piece) > 1:
+            far = jump(address + len(code), target, insn.bits)
+            if far is None:
+                return None
+            piece_code = far
+        else:
+            piece_code = piece
+        code += piece_code
+        next_address += len(piece)
+    back = jump(address + len(code), next_address, insn.bits)
+    if back is None or len(code) + len(back) > 2 * MAX_STUB:
+        return None
+    traps = [pvabi.Trap(address + slow, insn.address, address + resume, insn.bits, insn.code)]
+    region = max(JUMP_LENGTH, next_address - insn.address)
+    return "hypercall", code + back, traps if slow >= 0 else [], region
+
+
+def touches_memory(insn: Insn) -> bool:
     """Whether it may fault: in a stub, the fault would show the stub's address."""
     cs = next(disassembler(insn.bits, True).disasm(insn.code, insn.address, 1))
     return cs.id != x86.X86_INS_LEA and cs.id != x86.X86_INS_NOP and \
@@ -477,7 +498,7 @@ _NAMES = {64: "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".sp
           32: "eax ecx edx ebx esp ebp esi edi".split()}
 
 
-def _hypercall_text(insn: _Insn) -> tuple[str, ...] | None:
+def hypercall_text(insn: Insn) -> tuple[str, ...] | None:
     """Lines for keystone: load the arguments, "call NAME", take the results. None: no template.
 
     The line "check" stands for: go to the INT3 if there was an error.
@@ -516,7 +537,7 @@ def _hypercall_text(insn: _Insn) -> tuple[str, ...] | None:
     return None
 
 
-def _io_text(name: str, insn: _Insn, small: bool) -> tuple[str, ...]:
+def _io_text(name: str, insn: Insn, small: bool) -> tuple[str, ...]:
     _, r1, r2, r3 = _REGISTERS[insn.bits]
     opcode = insn.code[1 if small else 0]
     size = 1 if not opcode & 1 else 2 if small else 4

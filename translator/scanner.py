@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 
 import capstone
 
 from translator import _scan
-from translator.sensitive import TABLE, Row
+from translator.sensitive import BY_NAME, TABLE, Row
 
+_FILLER = BY_NAME["INT3"]
 _MODES = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
 
 
@@ -83,6 +86,38 @@ def scan_block(code: bytes, address: int = 0, bits: int = 64, privilege: str = "
     findings = [Finding(offset, address + offset, TABLE[row], bytes(code[offset:offset + length]),
                         bits) for offset, row, length in found]
     return Block(findings, instructions, consumed)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a sweep over a piece of code found.
+
+    instructions: without INT3, which fills the room between functions and has a count of its own
+    (``fillers``); skipped: bytes that are no instruction, or part of one that would run into a
+    known start (``dropped`` of them).
+    """
+
+    findings: tuple[Finding, ...]
+    instructions: int
+    fillers: int
+    skipped: int
+    dropped: int
+
+
+def sweep(code: bytes, address: int = 0, bits: int = 64,
+          starts: Iterable[int] = (), privilege: str = "all") -> Sweep:
+    """Every instruction in ``code``, one behind the other, and anew from each offset in ``starts``.
+
+    A sweep reads data among code as instructions, and may fall out of step behind it until the
+    next start. INT3 is never among the findings.
+    """
+    known = array("I", sorted({at for at in starts if 0 < at < len(code)}))
+    found, instructions, fillers, skipped, dropped = _scan.sweep(
+        bits, code, address, known, selection(privilege), _FILLER.id)
+    return Sweep(tuple(Finding(offset, address + offset, TABLE[row],
+                               bytes(code[offset:offset + length]), bits)
+                       for offset, row, length in found),
+                 instructions, fillers, skipped, dropped)
 
 
 def scan(code: bytes, address: int = 0, bits: int = 64,

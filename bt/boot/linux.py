@@ -64,8 +64,13 @@ def is_bzimage(head: bytes) -> bool:
             and head[_BOOT_FLAG:_BOOT_FLAG + 2] == b"\x55\xaa")
 
 
+def payload_length(head: bytes) -> int:
+    """Bytes of the packed kernel, by the setup header in ``head``."""
+    return int.from_bytes(head[_PAYLOAD_OFFSET + 4:_PAYLOAD_OFFSET + 8], "little")
+
+
 class Room(NamedTuple):
-    """How much a kernel may take, in bytes, where no machine's RAM says so."""
+    """How far up a kernel may reach, in bytes, where no machine's RAM says so."""
 
     low_end: int
 

@@ -114,6 +114,27 @@ def unpack(image: Image, payload: Payload) -> bytearray:
     return out
 
 
+def unpack_stream(name: str, method: str, data: bytes, limit: int) -> bytearray:
+    """A file packed as a whole, of which nothing says how large it is: up to ``limit`` bytes.
+
+    Raises InputError if it is damaged or larger.
+    """
+    if method not in _UNPACKERS:
+        raise InputError(f"{name}: has an unsupported {method} compression")
+    out = bytearray()
+    try:
+        for part in _UNPACKERS[method](data):
+            out += part
+            if len(out) > limit:
+                raise InputError(f"{name}: unpacks to more than {limit >> 20} MB")
+    except InputError:
+        raise
+    except Exception as err:    # each library has its own errors, MemoryError among them
+        reason = " ".join(str(err).split()) or type(err).__name__
+        raise InputError(f"{name}: its {method} data is damaged: {reason}") from None
+    return out
+
+
 def _gzip(data: bytes) -> Iterator[bytes]:
     import zlib
     stream = zlib.decompressobj(wbits=31)

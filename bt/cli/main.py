@@ -25,6 +25,7 @@ COMMANDS = {
     "inspect": "show what the translator did to a guest",
     "compare": "run the same work under several engines and compare",
     "patch": "make a kernel paravirtual, for engine pv",
+    "scan": "count the sensitive instructions in guest binaries, and say what becomes of them",
 }
 _DISTRIBUTION = "ring1"
 

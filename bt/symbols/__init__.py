@@ -8,10 +8,14 @@ and `guest` finds the names of a machine's guest. Nothing here imports Unicorn.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from bt.boot.image import FileImage, Image
+from bt.boot.image import FileImage
 from bt.errors import InputError
 from bt.symbols.table import Section, Symbol, SymbolTable
+
+if TYPE_CHECKING:
+    from bt.symbols.elf import ElfFile
 
 __all__ = ["Section", "Symbol", "SymbolTable", "of_file", "of_image"]
 
@@ -35,20 +39,20 @@ def of_image(image: FileImage) -> SymbolTable:
 
     head = image.head(0x2000)
     if head.startswith(elf.MAGIC):
-        return of_elf(image)
+        return of_elf(elf.ElfFile(image))
     if linux.is_bzimage(head):
         with linux.open_kernel(image, linux.Room(_MAX_KERNEL)).image as vmlinux:
-            return of_elf(vmlinux)
+            return of_elf(elf.ElfFile(vmlinux))
     if systemmap.looks_like(head):
         return systemmap.read(image)
     raise InputError(f"{image.name}: has no symbols: not an ELF file, a bzImage or a System.map")
 
 
-def of_elf(image: Image) -> SymbolTable:
+def of_elf(file: ElfFile) -> SymbolTable:
     """The symbols of an ELF file; those of its kallsyms if it is a stripped Linux kernel."""
     from bt.symbols import elf, kallsyms
 
-    file = elf.ElfFile(image)
+    image = file.image
     table = file.symbol_table()
     if not table and file.kind == elf.ET_EXEC and image.size <= _MAX_KERNEL:
         data = image.read(0, image.size)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 from bt.boot.image import Image
@@ -19,10 +20,10 @@ from bt.symbols.table import Section, Symbol, SymbolTable
 MAGIC = b"\x7fELF"
 ET_REL, ET_EXEC, ET_DYN, ET_CORE = 1, 2, 3, 4
 EM_386, EM_X86_64 = 3, 62
-SHT_SYMTAB, SHT_NOBITS, SHT_DYNSYM = 2, 8, 11
+SHT_SYMTAB, SHT_RELA, SHT_NOBITS, SHT_REL, SHT_DYNSYM = 2, 4, 8, 9, 11
 SHF_WRITE, SHF_ALLOC, SHF_EXECINSTR = 1, 2, 4
 PF_X = 1
-PT_LOAD = 1
+PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_TLS = 1, 2, 3, 7
 _SHN_LORESERVE, _SHN_ABS, _SHN_COMMON = 0xFF00, 0xFFF1, 0xFFF2
 _STT_OBJECT, _STT_FUNC, _STT_SECTION, _STT_FILE, _STT_TLS, _STT_IFUNC = 1, 2, 3, 4, 6, 10
 _STB_LOCAL, _STB_WEAK, _STB_UNIQUE = 0, 2, 10
@@ -76,12 +77,14 @@ class ElfSymbol(NamedTuple):
     symbol: Symbol
     section: int | None
     function: bool
+    data: bool
 
 
 class ElfFile:
     """The headers of an x86 ELF file. Raises InputError for everything else.
 
-    ``bits``: 32 or 64, its class. ``kind``: ET_*. It is read as needed and keeps ``image`` open.
+    ``bits``: 32 or 64, its class. ``kind``: ET_*; ``segment_kinds``: the PT_* there are. Tables are
+    read as needed, from ``image``, which must stay open.
     """
 
     def __init__(self, image: Image) -> None:
@@ -108,6 +111,8 @@ class ElfFile:
             what = _MACHINES.get(self.machine, f"machine type {self.machine}")
             raise InputError(f"{self.name}: is for {what}, not for x86")
         self.sections = self._read_sections()
+        self._names_of: dict[int, dict[int, str]] = {}
+        self.segment_kinds: set[int] = set()
         self.segments = self._read_segments()
 
     @property
@@ -156,6 +161,7 @@ class ElfFile:
                 kind, flags, offset, vaddr, paddr, filesz, memsz, _ = fields
             else:
                 kind, offset, vaddr, paddr, filesz, memsz, flags, _ = fields
+            self.segment_kinds.add(kind)
             if kind == PT_LOAD:
                 found.append(ElfSegment(flags, offset, vaddr, paddr, filesz, memsz))
         return tuple(found)
@@ -174,17 +180,59 @@ class ElfFile:
                              "there")
         return self.image.read(section.offset, section.size)
 
-    def symbols(self) -> Iterator[ElfSymbol]:
+    @cached_property
+    def symbols(self) -> tuple[ElfSymbol, ...]:
         """The symbols with a value of this file's own, from .symtab, or else from .dynsym.
 
-        Raises InputError if a table is damaged.
+        The preferred name of an address comes first. Raises InputError if a table is damaged.
         """
         for wanted in (SHT_SYMTAB, SHT_DYNSYM):
             tables = [s for s in self.sections if s.kind == wanted]
             if tables:
-                for table in tables:
-                    yield from self._symbols_of(table)
-                return
+                return tuple(sorted((found for table in tables
+                                     for found in self._symbols_of(table)), key=_preference))
+        return ()
+
+    def relocations(self, section: int) -> dict[int, str]:
+        """Offset in a section of an object file -> name of what a relocation puts there.
+
+        A section symbol has its section's name. Raises InputError if a table is damaged.
+        """
+        found = {}
+        for table in self.sections:
+            if table.kind not in (SHT_RELA, SHT_REL) or table.info != section:
+                continue
+            names = self._reloc_names(table.link)
+            # r_offset, r_info and, in SHT_RELA, r_addend.
+            form = struct.Struct("<" + ("Q" if self.bits == 64 else "I") *
+                                 (3 if table.kind == SHT_RELA else 2))
+            raw = self.contents(table)
+            for fields in form.iter_unpack(raw[:len(raw) // form.size * form.size]):
+                found[fields[0]] = names.get(fields[1] >> (32 if self.bits == 64 else 8), "?")
+        return found
+
+    def _reloc_names(self, index: int) -> dict[int, str]:
+        """Names by index in the symbol table that a relocation table uses."""
+        if index not in self._names_of:
+            self._names_of[index] = dict(self._numbered(index))
+        return self._names_of[index]
+
+    def _numbered(self, index: int) -> Iterator[tuple[int, str]]:
+        if index >= len(self.sections) or self.sections[index].link >= len(self.sections):
+            return
+        table = self.sections[index]
+        strings = self.sections[table.link]
+        names = self._string_table(strings.offset, strings.size)
+        form = _SYMBOL[self.bits]
+        raw = self.contents(table)
+        if len(raw) // form.size > _MAX_SYMBOLS:
+            raise InputError(f"{self.name}: has more than {_MAX_SYMBOLS} symbols")
+        for n, fields in enumerate(form.iter_unpack(raw[:len(raw) // form.size * form.size])):
+            info, place = (fields[1], fields[3]) if self.bits == 64 else (fields[3], fields[5])
+            if info & 15 == _STT_SECTION and place < len(self.sections):
+                yield n, self.sections[place].name
+            elif fields[0]:
+                yield n, _text(names, fields[0])
 
     def _symbols_of(self, table: ElfSection) -> Iterator[ElfSymbol]:
         form = _SYMBOL[self.bits]
@@ -223,20 +271,15 @@ class ElfFile:
             text = _text(names, name)
             if text:
                 yield ElfSymbol(Symbol(value, text, size, letter), section,
-                                kind in (_STT_FUNC, _STT_IFUNC))
+                                kind in (_STT_FUNC, _STT_IFUNC), kind == _STT_OBJECT)
 
     def symbol_table(self) -> SymbolTable:
         """All symbols of a linked file by address; of an object file none, its sections overlap."""
         if self.kind == ET_REL:
             return SymbolTable(source="ELF")
         loaded = [s for s in self.sections if s.flags & SHF_ALLOC and s.size]
-        return SymbolTable((found.symbol for found in sorted(self.symbols(), key=_preference)),
-                           source="ELF", sections=_ranges(loaded))
-
-    def section_symbols(self, index: int, found: list[ElfSymbol]) -> SymbolTable:
-        """Those of ``found`` that lie in one section: the table for an object file's section."""
-        return SymbolTable((f.symbol for f in sorted(found, key=_preference)
-                            if f.section == index), source="ELF")
+        return SymbolTable((found.symbol for found in self.symbols), source="ELF",
+                           sections=_ranges(loaded))
 
 
 def _ranges(sections: list[ElfSection]) -> Iterator[Section]:

@@ -7,7 +7,7 @@ It does not know where its symbols come from; `elf`, `systemmap` and `kallsyms` 
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -119,6 +119,13 @@ class SymbolTable:
             return None
         offset = address - found.address
         return f"{found.name}+{offset:#x}" if offset else found.name
+
+    def between(self, start: int, end: int) -> Sequence[Symbol]:
+        """The symbols at addresses ``start <= address < end`` that are places, by rising address.
+        """
+        first = bisect_left(self._addresses, max(start, 0)) if start <= _MASK else len(self._placed)
+        last = bisect_left(self._addresses, end) if end <= _MASK else len(self._placed)
+        return self._placed[first:last]
 
     def named(self, name: str) -> Symbol | None:
         """The symbol of a name; of several, the one with the lowest address."""

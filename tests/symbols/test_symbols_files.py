@@ -44,7 +44,7 @@ def test_as_nm_says(compiled) -> None:
     from bt.boot.image import FileImage
     with FileImage(compiled) as image:
         file = elf.ElfFile(image)
-        got = {(f.symbol.address, f.symbol.kind, f.symbol.name) for f in file.symbols()}
+        got = {(f.symbol.address, f.symbol.kind, f.symbol.name) for f in file.symbols}
     assert {(a, n) for a, _, n in got} == {(a, n) for a, _, n in want}
     # Letters differ where nm goes by section names; code and data it tells as we do.
     for letter in "tTdDbBW":

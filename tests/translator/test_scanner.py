@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from translator import _scan
-from translator.scanner import disassembler, scan, scan_block, selection
+from translator.scanner import disassembler, scan, scan_block, selection, sweep
 from translator.sensitive import TABLE
 
 MODES = {16: capstone.CS_MODE_16, 32: capstone.CS_MODE_32, 64: capstone.CS_MODE_64}
@@ -212,3 +212,39 @@ def test_listing_of_a_kernel_entry():
         "ffffffff81000018 SWAPGS: swapgs",
         "ffffffff8100001b SYSRET: sysretq",
     ]
+
+
+@pytest.mark.parametrize("bits", MODES)
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_sweep_is_capstone_step_by_step(bits, data):
+    """Against a sweep in Python with capstone's lengths: starts, skipped bytes, dropped ones."""
+    code = data.draw(st.binary(min_size=1, max_size=80))
+    known = set(data.draw(st.lists(st.integers(0, len(code) - 1), max_size=6)))
+    at, instructions, fillers, skipped, dropped, found = 0, 0, 0, 0, 0, []
+    while at < len(code):
+        limit = min((start for start in known if start > at), default=len(code))
+        insn = next(DETAIL[bits].disasm(code[at:], at, 1), None)
+        if insn is None:
+            at, skipped = at + 1, skipped + 1
+        elif at + insn.size > limit:
+            dropped, skipped, at = dropped + 1, skipped + limit - at, limit
+        else:
+            row = independent_row(insn, bits)
+            if row == "INT3":
+                fillers += 1
+            else:
+                instructions += 1
+                found += [(at, row, insn.size)] if row else []
+            at += insn.size
+    mine = sweep(code, 0, bits, known)
+    assert [(f.offset, f.row.name, f.length) for f in mine.findings] == found, code.hex()
+    assert (mine.instructions, mine.fillers, mine.skipped, mine.dropped) == (
+        instructions, fillers, skipped, dropped), code.hex()
+
+
+def test_a_sweep_over_more_than_one_buffer():
+    code = b"\xfa\x90\xcc" * 3000
+    found = sweep(code, 0x1000, 64, [3000])
+    assert [f.address for f in found.findings] == [0x1000 + 3 * n for n in range(3000)]
+    assert (found.instructions, found.fillers) == (6000, 3000)
