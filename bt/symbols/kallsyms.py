@@ -171,11 +171,11 @@ def _before(data: bytes, markers: int, marks: array[int],
     """(names, number of symbols) that lead to these markers."""
     last = len(marks) - 1
     latest = markers - marks[-1] - 2
-    for names in range(latest & -4, max(latest - _MARK * _MAX_ENTRY, 8), -4):
+    for names in range(latest & -4, max(latest - _MARK * _MAX_ENTRY, 0), -4):
         effort.spend(1)
         for room in (8, 4):         # num_syms is a u32, aligned like a pointer
             count = int.from_bytes(data[names - room:names - room + 4], "little")
-            if last * _MARK < count <= min((last + 1) * _MARK, _MAX_SYMBOLS) and \
+            if names >= room and last * _MARK < count <= min((last + 1) * _MARK, _MAX_SYMBOLS) and \
                     _walks(data, names, count, markers, marks, effort):
                 yield names, count
                 break

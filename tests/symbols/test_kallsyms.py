@@ -51,7 +51,7 @@ def test_names_of_hundreds_of_characters(name: str) -> None:
     assert decoded(bytes(64) + table(symbols, form) + bytes(64)) == symbols
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1 << 20), st.sampled_from("tTdDbBrR"), NAME),
                 min_size=4, max_size=700),
        st.sampled_from(sorted(FORMS)), st.binary(max_size=200))
