@@ -35,6 +35,7 @@ class Guest:
 _GUESTS = (
     Guest("hello", "enters long mode, says which ring it believes it is in, powers off", 64),
     Guest("hello32", "prints with paging off, builds page tables, prints with paging on", 32),
+    Guest("apic", "local and I/O APIC, the 8259s behind them, PCI and ACPI: what came of it", 64),
     Guest("tasks", "timer, user mode, system calls, demand paging, a task killed by a fault", 64),
     Guest("tasks-pv", "the same source, built for Ring1's own paravirtual interface", 64, ("pv",)),
     Guest("nano", "the seven nanobenchmarks of Adams and Agesen, for `bt compare`", 64),

@@ -32,9 +32,24 @@ def expected(native_output: str) -> dict[str, str]:
             for line, result in runners.results(native_output).items()}
 
 
-@pytest.mark.parametrize("name", ["hello", "hello32", "tasks"])
+@pytest.mark.parametrize("name", ["hello", "hello32", "tasks", "apic"])
 def test_plain_guests_print_the_same(native, name):
     assert runners.run_bt(guests.image(name), "bt") == native(name)
+
+
+@pytest.mark.parametrize("name", ["hello", "hello32", "tasks"])
+def test_the_legacy_board_is_enough_for_them(native, name):
+    assert runners.run_bt(guests.image(name), "bt", "--machine", "legacy") == native(name)
+
+
+def test_interrupt_controllers_need_no_translator(native):
+    assert runners.run_bt(guests.image("apic"), "trap") == native("apic")
+
+
+def test_there_are_no_apics_on_the_legacy_board():
+    """Its first instruction that asks for one is #GP, as on a CPU without."""
+    output, status = runners.run_bt(guests.image("apic"), "bt", "--machine", "legacy")
+    assert (output, status) == ("base register: exception 13\n", 9)
 
 
 @pytest.mark.parametrize("name", manifest.GUESTS)

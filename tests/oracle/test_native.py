@@ -44,10 +44,26 @@ the idle loop halted: yes
 syscall was used: yes
 int 0x80 was used: yes
 """
+APIC = """\
+base register: 0xfee00900, local APIC version and last LVT entry: 0x50014, I/O APIC pins: 24
+requested while off: 0x20000, taken: 0x51, priority then: 0x50
+its own class and one below, while it is served: none, one above: 0x61, when these are done: \
+0x5f 0x4f
+three at once, asked for from low to high: 0x63 0x52 0x41
+CR8 5: TPR 0x50, 51 and 61 asked for, taken: 0x61, TPR 0x40: CR8 0x4, taken: 0x51
+timer, masked: counts down: yes, stopped: 0, once: 0x72, then at: 0, periodic: 0x73 0x73 0x73
+8254 and 8259 by way of LINT0: 0x30, LINT0 masked: none
+8254 on pin 2 of the I/O APIC, edge: 0x82
+COM1 on pin 4, level: 0x84, in service: 1, ended and released: none, in service: 0, ended while \
+still asserted: 0x84 0x84
+PCI 00:00.0: 0x12378086, class 0x600, 00:1f.7: 0xffffffff
+ACPI: RSDP good, RSDT good, FADT good, DSDT good, MADT good
+MADT: local APIC at 0xfee00000, I/O APIC at 0xfec00000, IRQ 0 on pin 2
+"""
 
 
 @pytest.mark.parametrize(("name", "expected"), [
-    ("hello", HELLO), ("hello32", HELLO32), ("tasks", TASKS)])
+    ("hello", HELLO), ("hello32", HELLO32), ("tasks", TASKS), ("apic", APIC)])
 def test_plain_guests(native, name, expected):
     assert native(name) == (expected, 0)
 
