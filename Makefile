@@ -2,6 +2,7 @@
 #
 #   make linux    boot Debian's kernel to a shell in this terminal
 #   make test     every test, and the linter
+#   make docs     the documents as a static site, in build/site
 #   make clean    remove what the two made here
 #
 # Both make .venv and install Ring1 there: Debian's own Python takes no packages outside a virtual
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py LICENSE $(shell find bt translator guests -type f \
 	-not -name '*.so' -not -name '*.c' -not -name '*.pyc')
 
-.PHONY: linux test clean
+.PHONY: linux test docs clean
 .DELETE_ON_ERROR:
 
 linux: $(VENV)/ring1
@@ -24,6 +25,10 @@ linux: $(VENV)/ring1
 test: $(VENV)/ring1-test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+docs: $(VENV)/ring1-test
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs build/site
+	@echo "build/site/index.html"
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -46,8 +46,65 @@ def sensitive() -> str:
     return _SENSITIVE + markdown()
 
 
+_EXITS = """\
+# Exits
+
+Every way into the monitor, by the name that `--stats`, `--trace`, `bt inspect` and hooks in Python
+use. This page is written by `docs/generate.py`.
+
+They are of two families. The *control unit* is about what the processor does: instructions, events,
+time used up. The *memory unit* is about what it touches: translations, code pages, absent memory,
+devices in memory. What a hook gets to see of each is in `bt/machine/exits.py`.
+
+## Instructions
+
+Rows of [the table of sensitive instructions](sensitive.md), control unit. Under `bt` each is an exit
+while it is a trap; one that became a stub is none any more.
+
+"""
+
+_EVENTS = {
+    "exception": "the processor raised it; the guest's handler gets it",
+    "page fault injected": "the guest's page tables refused an access: the guest's handler gets #PF",
+    "software interrupt": "INT n, INT3, INTO of the guest",
+    "SYSCALL": "system calls by SYSCALL, and under Xen hypercalls",
+    "SYSENTER": "system calls by SYSENTER",
+    "interrupt injected": "an interrupt controller's interrupt, delivered to the guest",
+    "quantum used up": "a device's deadline passed, input came or somebody asked: back to the run loop",
+    "translation": "a TLB miss, answered by a walk of the guest's page tables",
+    "TLB flush": "everything cached was forgotten",
+    "page invalidation": "one page was forgotten (INVLPG)",
+    "code page written": "a store to a page of code: its translations are gone",
+    "page became code": "the first fetch from a page",
+    "absent memory": "an access where there is neither RAM nor a device",
+    "mmio": "an access to a device in memory",
+    "block scanned": "a block was reported before its first run (not an exit: translation work)",
+    "block translated again": "something in a block was rewritten (translation work)",
+    "stale trap": "a trap of ours in a block of a page that was just written (translation work)",
+    "stub installed": "a hot trap became inline code (translation work)",
+    "stub taken back": "a stub became a trap again (translation work)",
+    "port access to a device": "of the IN and OUT above, those that asked a device in Python",
+}
+
+
+def exits() -> str:
+    """docs/exits.md."""
+    from bt.core.counters import MEMORY_UNIT
+    from bt.core.vcpu import PSEUDO_EXITS
+    from translator.sensitive import TABLE
+
+    lines = ["| exit | class | what it is about |", "|---|---|---|"]
+    lines += [f"| `{row.name}` | {row.instr_class} | {row.category} |" for row in TABLE]
+    lines += ["", "## Events", "", "| exit | unit | meaning |", "|---|---|---|",
+              f"| `exception #XX` | control | {_EVENTS['exception']} |"]
+    for name in PSEUDO_EXITS.values():
+        unit = "memory" if name in MEMORY_UNIT else "control"
+        lines.append(f"| `{name}` | {unit} | {_EVENTS[name]} |")
+    return _EXITS + "\n".join(lines) + "\n"
+
+
 #: File in docs/ -> what writes it.
-GENERATED = {"sensitive.md": sensitive}
+GENERATED = {"sensitive.md": sensitive, "exits.md": exits}
 
 if __name__ == "__main__":
     sys.path.insert(0, str(DOCS.parent))  # a clone that is built in place

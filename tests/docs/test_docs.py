@@ -177,3 +177,16 @@ def test_dependencies_are_justified():
     for requirement in wanted:
         name = re.match(r"[\w-]+", requirement)
         assert name is not None and f"`{name[0]}`" in text, requirement
+
+
+@pytest.mark.slow
+def test_the_site_builds(tmp_path):
+    """Without a warning; every page is reachable from the first one."""
+    import subprocess
+    import sys
+
+    subprocess.run([sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html",
+                    str(ROOT / "docs"), str(tmp_path)], check=True, timeout=300)
+    for page in ROOT.glob("docs/*.md"):
+        assert (tmp_path / f"{page.stem}.html").exists()
+    assert "how-it-works.html" in (tmp_path / "index.html").read_text(encoding="utf-8")
