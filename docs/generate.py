@@ -58,19 +58,19 @@ devices in memory. What a hook gets to see of each is in `bt/machine/exits.py`.
 
 ## Instructions
 
-Rows of [the table of sensitive instructions](sensitive.md), control unit. Under `bt` each is an exit
-while it is a trap; one that became a stub is none any more.
+Rows of [the table of sensitive instructions](sensitive.md), control unit. Under `bt` each is an
+exit while it is a trap; one that became a stub is none any more.
 
 """
 
 _EVENTS = {
     "exception": "the processor raised it; the guest's handler gets it",
-    "page fault injected": "the guest's page tables refused an access: the guest's handler gets #PF",
+    "page fault injected": "the guest's page tables refused an access: its handler gets #PF",
     "software interrupt": "INT n, INT3, INTO of the guest",
     "SYSCALL": "system calls by SYSCALL, and under Xen hypercalls",
     "SYSENTER": "system calls by SYSENTER",
     "interrupt injected": "an interrupt controller's interrupt, delivered to the guest",
-    "quantum used up": "a device's deadline passed, input came or somebody asked: back to the run loop",
+    "quantum used up": "a device's deadline passed or input came: back to the run loop",
     "translation": "a TLB miss, answered by a walk of the guest's page tables",
     "TLB flush": "everything cached was forgotten",
     "page invalidation": "one page was forgotten (INVLPG)",
@@ -89,8 +89,9 @@ _EVENTS = {
 
 def exits() -> str:
     """docs/exits.md."""
-    from bt.core.counters import MEMORY_UNIT
     from bt.core.vcpu import PSEUDO_EXITS
+
+    from bt.core.counters import MEMORY_UNIT
     from translator.sensitive import TABLE
 
     lines = ["| exit | class | what it is about |", "|---|---|---|"]

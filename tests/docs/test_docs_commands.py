@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every command in the documents is typed into a shell, and what it prints compared.
 
-A ``console`` block has commands behind ``$ `` and their output, standard output and errors together:
+A ``console`` block has commands behind ``$ `` and what they print, output and errors together:
 ``...`` stands for anything, alone on a line for any lines; runs of spaces count as one. An ``sh``
 block has commands alone. ``# status N`` behind a command says how it ends, if not with 0. A block
 behind ``<!-- not run: why -->`` is left out: for what a test machine cannot have. Commands of one
