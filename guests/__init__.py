@@ -24,7 +24,7 @@ class Guest:
     name: str
     shows: str
     bits: int
-    engines: tuple[str, ...] = ("bt", "trap")
+    engines: tuple[str, ...] = ("bt", "trap", "hvm")
 
     @property
     def source(self) -> Path:

@@ -55,6 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--flat", type=values.address, metavar="BASE", help="GUEST is a flat binary, loaded there")
     add("--bits", type=int, choices=(16, 32, 64), help="a flat binary's mode (default: 16)")
     add("--stats", metavar="FILE", help="write counters as JSON at the end; - is stdout")
+    add("--intercept", default="", metavar="LIST",
+        help="engine hvm: what exits besides the minimum: cpuid,pushf,exceptions,... or all")
     add("--deterministic", action="store_true", help="virtual time by work done, not by the clock")
     add("--record", type=Path, metavar="DIR", help="keep what `bt inspect` shows in the new DIR")
     add("--timeout", type=values.seconds, metavar="SECONDS", help="stop after so long, status 124")
@@ -100,6 +102,7 @@ def _run(options: argparse.Namespace, extras: devices.Devices) -> int:
     machine = Machine(
         engine=options.engine,
         machine=options.machine,
+        intercept=options.intercept,
         ram_bytes=options.mem,
         deterministic=options.deterministic,
         trace=sys.stderr if options.trace else None,

@@ -22,7 +22,7 @@ cdef inline void done(Vm *vm, int status) noexcept nogil:
 
 cdef inline void put_if(Vm *vm, uint64_t value) noexcept nogil:
     vm.page[PG_VIF] = value
-    if vm.cpl == 3 or not (vm.translate or vm.pv != NULL):
+    if vm.cpl == 3 or vm.hvm != NULL or not (vm.translate or vm.pv != NULL):
         vm.env.eflags = (vm.env.eflags & ~<uint64_t>FL_IF) | value
 
 cdef void do_cli(Vm *vm, Insn *insn) noexcept nogil:
@@ -106,6 +106,8 @@ cdef void load_table(Vm *vm, Insn *insn, Descriptor *table) noexcept nogil:
         return
     table.base = base
     table.limit = limit
+    if vm.hvm != NULL:
+        hvm_publish(vm)
 
 cdef void do_sgdt(Vm *vm, Insn *insn) noexcept nogil:
     store_table(vm, insn, &vm.gdt)
@@ -145,6 +147,8 @@ cdef void load_system(Vm *vm, Insn *insn, Descriptor *into, bint is_tss) noexcep
     if operand_read(vm, insn, 2, &selector) != 0 or \
             load_system_selector(vm, <uint32_t>selector, into, is_tss) != 0:
         raise_pending(vm)
+    elif vm.hvm != NULL:
+        hvm_publish(vm)
 
 cdef int load_system_selector(Vm *vm, uint32_t selector, Descriptor *into,
                               bint is_tss) noexcept nogil:
@@ -288,7 +292,7 @@ cdef void do_mov_to_seg(Vm *vm, Insn *insn) noexcept nogil:
         return
     if seg == R_SS:
         vm.page[PG_SS] = virtual_ss(vm)
-        vm.shadow = linear(vm, vm.next_rip)
+        shadow_next(vm)
 
 cdef inline int stack_size(Insn *insn) noexcept nogil:
     """Operand size of a push or pop (64-bit code has no 32-bit form)."""
@@ -315,7 +319,7 @@ cdef void do_pop_seg(Vm *vm, Insn *insn) noexcept nogil:
     move_stack(vm, size)
     if seg == R_SS:
         vm.page[PG_SS] = virtual_ss(vm)
-        vm.shadow = linear(vm, vm.next_rip)
+        shadow_next(vm)
 
 cdef void do_load_far_ptr(Vm *vm, Insn *insn) noexcept nogil:
     """LDS LES LSS LFS LGS."""
@@ -336,13 +340,19 @@ cdef void do_load_far_ptr(Vm *vm, Insn *insn) noexcept nogil:
     if seg == R_SS:
         vm.page[PG_SS] = virtual_ss(vm)
 
+cdef inline uint64_t *kernel_gs(Vm *vm) noexcept nogil:
+    """KERNEL_GS_BASE, which SWAPGS exchanges: a field of the CPU, or of the page stubs work on."""
+    if vm.hvm != NULL:
+        return env64(vm, vm.hvm.fields.kernel_gs)
+    return &vm.page[PG_KGS]
+
 cdef void do_swapgs(Vm *vm, Insn *insn) noexcept nogil:
     cdef uint64_t base
     if not kernel_only(vm):
         return
     base = vm.env.segs[R_GS].base
-    vm.env.segs[R_GS].base = vm.page[PG_KGS]
-    vm.page[PG_KGS] = base
+    vm.env.segs[R_GS].base = kernel_gs(vm)[0]
+    kernel_gs(vm)[0] = base
 
 # Control, debug and extended control registers ------------------------------------------------
 
@@ -370,7 +380,7 @@ cdef bint write_cr0(Vm *vm, uint64_t value) noexcept nogil:
             return False
         vm.efer &= ~EFER_LMA
     vm.cr0 = value
-    if (old ^ value) & CR0_PE:
+    if (old ^ value) & CR0_PE and vm.hvm == NULL:
         # Entering protected mode, CS and SS keep their bases and get the real privilege level.
         for seg in range(R_CS, R_SS + 1):
             vm.env.segs[seg].selector = (vm.env.segs[seg].selector & 0xfffc) | (value & CR0_PE)
@@ -400,6 +410,8 @@ cdef bint write_cr4(Vm *vm, uint64_t value) noexcept nogil:
 cdef void write_cr3(Vm *vm, uint64_t value) noexcept nogil:
     vm.cr3 = value if vm.efer & EFER_LMA else value & <uint64_t>0xffffffff
     vm.page[PG_CR3] = vm.cr3
+    if vm.hvm != NULL:
+        vm.env.cr[3] = vm.cr3
     flush_locals(vm)
 
 cdef void write_cr8(Vm *vm, uint64_t value) noexcept nogil:
@@ -445,8 +457,7 @@ cdef void do_mov_to_cr(Vm *vm, Insn *insn) noexcept nogil:
         if value >> 32 or not write_cr0(vm, value):
             raise_gp(vm, 0)
     elif cr == 2:
-        vm.cr2 = value
-        vm.page[PG_CR2] = value
+        set_cr2(vm, value)
     elif vm.xen != NULL and cr == 3:
         raise_gp(vm, 0)         # page tables change by hypercall only
     elif cr == 3:
@@ -597,7 +608,7 @@ cdef bint msr_read(Vm *vm, uint32_t msr, uint64_t *out) noexcept nogil:
     elif msr == MSR_GS_BASE:
         value = vm.env.segs[R_GS].base
     elif msr == MSR_KERNEL_GS_BASE:
-        value = vm.page[PG_KGS]
+        value = kernel_gs(vm)[0]
     elif msr == MSR_EFER:
         value = vm.efer
     elif msr == MSR_STAR:
@@ -646,7 +657,7 @@ cdef bint msr_write(Vm *vm, uint32_t msr, uint64_t value) noexcept nogil:
     elif msr == MSR_GS_BASE:
         vm.env.segs[R_GS].base = value
     elif msr == MSR_KERNEL_GS_BASE:
-        vm.page[PG_KGS] = value
+        kernel_gs(vm)[0] = value
     elif msr == MSR_EFER:
         # LMA is read-only; LME may not change while paging is on (SDM vol. 3, 9.8.5).
         if value & ~<uint64_t>(EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE) or \
@@ -681,4 +692,6 @@ cdef bint msr_write(Vm *vm, uint32_t msr, uint64_t value) noexcept nogil:
         vm.pat = value
     else:
         good = python_wrmsr(vm, msr, value)
+    if vm.hvm != NULL:
+        hvm_publish(vm)
     return good

@@ -12,6 +12,11 @@ cdef inline bint contributory(int vector) noexcept nogil:
 cdef inline bint pushes_error(int vector) noexcept nogil:
     return vector == EX_DF or EX_TS <= vector <= EX_PF or vector == EX_AC
 
+cdef inline void set_cr2(Vm *vm, uint64_t gva) noexcept nogil:
+    vm.cr2 = vm.page[PG_CR2] = gva
+    if vm.hvm != NULL:
+        vm.env.cr[2] = gva
+
 cdef void raise_exception(Vm *vm, int vector, uint32_t error) noexcept nogil:
     """Deliver an exception at env.eip, with the rules for faults during delivery."""
     cdef int first = vector
@@ -21,9 +26,8 @@ cdef void raise_exception(Vm *vm, int vector, uint32_t error) noexcept nogil:
     first = vector
     vm.raised += 1
     if vector == EX_PF:
-        vm.cr2 = vm.fault_gva
-        vm.page[PG_CR2] = vm.cr2
-        vm.exits[EXIT_PAGE_FAULT] += 1
+        set_cr2(vm, vm.fault_gva)
+        vm.exits[EXIT_PAGE_FAULT] += vm.hvm == NULL     # there it is an event like any other
     while deliver(vm, vector, False, pushes_error(vector), error) != 0:
         if vm.stop:
             return
@@ -33,8 +37,7 @@ cdef void raise_exception(Vm *vm, int vector, uint32_t error) noexcept nogil:
             uc_emu_stop(vm.uc)
             return
         if vm.fault_vector == EX_PF:
-            vm.cr2 = vm.fault_gva
-            vm.page[PG_CR2] = vm.cr2
+            set_cr2(vm, vm.fault_gva)
         if (contributory(first) and contributory(vm.fault_vector)) or \
                 (first == EX_PF and (contributory(vm.fault_vector) or
                                      vm.fault_vector == EX_PF)):
@@ -82,6 +85,11 @@ cdef int deliver(Vm *vm, int vector, bint soft, bint has_error, uint32_t error) 
         return deliver_xen(vm, vector, soft, has_error, error)
     if not vm.cr0 & CR0_PE:
         return deliver_real(vm, vector)
+    if vm.env.eflags & FL_VM:   # engine hvm: IRET enters it natively
+        vm.stop = STOP_UNSUPPORTED
+        vm.message = b"an interrupt in virtual-8086 mode"
+        leave(vm)
+        return -1
     if vm.efer & EFER_LMA:
         return deliver64(vm, vector, soft, has_error, error)
     return deliver32(vm, vector, soft, has_error, error)
@@ -97,7 +105,7 @@ cdef int gate_code(Vm *vm, uint32_t selector, uint32_t *e, int *new_cpl) noexcep
     if not e[1] & D_P:
         return fault(vm, EX_NP, selector & 0xfffc)
     new_cpl[0] = vm.cpl if e[1] & D_C else descriptor_dpl(e[1])
-    if new_cpl[0] == 1 or new_cpl[0] == 2:
+    if (new_cpl[0] == 1 or new_cpl[0] == 2) and vm.hvm == NULL:
         vm.stop = STOP_UNSUPPORTED
         vm.message = b"the guest entered ring 1 or 2, which this vCPU does not have"
         return -1

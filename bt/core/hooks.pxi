@@ -26,6 +26,8 @@ cdef void emulate(Vm *vm, int row, uint64_t rip, const uint8_t *code, int length
         take_irq(vm)
         if vm.env.eip != rip or vm.stop:
             return
+    if vm.hvm != NULL:          # the shadow of STI or MOV SS lasts one instruction: this one
+        vm.env.hflags &= ~<uint32_t>HF_INHIBIT_IRQ
     vm.next_rip = rip + length
     if bits != 64:
         vm.next_rip &= <uint64_t>0xffffffff
@@ -151,8 +153,11 @@ cdef bint emulate_here(Vm *vm, const uint8_t *rows) noexcept nogil:
     return True
 
 cdef inline void audit(Vm *vm) noexcept nogil:
-    """The one thing that must never be: the guest at real CPL 0."""
-    if vm.env.hflags & HF_CPL == 0 or \
+    """The one thing that must never be: the guest at real CPL 0, or out of guest mode."""
+    if vm.hvm != NULL:
+        vm.audit_cpl0 += vm.env.hflags & (HF_GUEST | HF_SVME) != HF_GUEST | HF_SVME and \
+            vm.env.eip != WINDOW + HVM_STUB
+    elif vm.env.hflags & HF_CPL == 0 or \
             (vm.cr0 & CR0_PE and vm.env.segs[R_CS].selector & 3 == 0):
         vm.audit_cpl0 += 1
 
@@ -167,6 +172,9 @@ cdef void on_interrupt(uc_engine *uc, uint32_t vector, void *data) noexcept nogi
     cdef int stepped = vm.debug_step
     # QEMU would turn the next fault into a double fault; delivery is ours, so is that rule.
     env_int(env, OFF_OLD_EXCEPTION)[0] = -1
+    if vm.hvm != NULL:
+        hvm_interrupt(vm, vector)
+        return
     audit(vm)
     if vm.stepping:
         end_step(vm)
@@ -262,6 +270,11 @@ cdef bint on_invalid(uc_engine *uc, void *data) noexcept nogil:
     """UC_HOOK_INSN_INVALID: #UD. True: handled, go on at env.eip."""
     cdef Vm *vm = <Vm *>data
     env_int(vm.env, OFF_OLD_EXCEPTION)[0] = -1
+    if vm.hvm != NULL:
+        hvm_sync(vm)
+        vm.hardware_code = -1
+        hvm_event(vm, EX_UD, 0)
+        return True
     end_step(vm)
     exception(vm, EX_UD, 0)
     return True
@@ -285,8 +298,10 @@ cdef void on_syscall(uc_engine *uc, void *data) noexcept nogil:
     cdef uint64_t at = linear(vm, vm.env.eip)
     cdef uint64_t began = host_ns() if vm.recorder != NULL else 0
     audit(vm)
+    if vm.hvm != NULL:
+        hvm_sync(vm)
     end_step(vm)
-    if vm.tracing:
+    if vm.tracing and vm.hvm == NULL:
         python_trace(vm, -3, 0)
     if vm.xen != NULL and vm.cpl == 0:
         hooked = 0              # a hypercall, which has its own hook
@@ -311,6 +326,8 @@ cdef void on_sysenter(uc_engine *uc, void *data) noexcept nogil:
     cdef uint64_t number = vm.env.regs[RAX]
     cdef int hooked = vm.hooked[ROWS + EXIT_SYSENTER]
     vm.late_step = vm.stepping
+    if vm.hvm != NULL:
+        hvm_sync(vm)
     end_step(vm)
     if hooked and not event_before(vm, ROWS + EXIT_SYSENTER, start, start + length, number, 0):
         vm.env.eip -= length
@@ -333,6 +350,8 @@ cdef uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *data) noexcept
     A refused access cannot raise #GP from here; it reads as absent (quirks).
     """
     cdef Vm *vm = <Vm *>data
+    if vm.hvm != NULL:
+        hvm_port(vm, port, size, True)
     vm.rip = vm.env.eip
     if not io_allowed(vm, port, size):
         return <uint64_t>0xffffffff
@@ -341,6 +360,8 @@ cdef uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *data) noexcept
 cdef void on_out(uc_engine *uc, uint32_t port, int size, uint32_t value,
                  void *data) noexcept nogil:
     cdef Vm *vm = <Vm *>data
+    if vm.hvm != NULL:
+        hvm_port(vm, port, size, False)
     vm.rip = vm.env.eip
     if io_allowed(vm, port, size):
         port_out(vm, port, size, value)
@@ -357,6 +378,8 @@ cdef void on_executed_block(uc_engine *uc, uint64_t address, uint32_t size,
     if vm.audit:
         vm.audit_blocks += 1
         audit(vm)
+    if vm.hvm != NULL:
+        hvm_block(vm, address)
 
 # Into Python ----------------------------------------------------------------------------------
 
@@ -473,7 +496,10 @@ cdef void python_hot(Vm *vm, Site *site, uint64_t gva) noexcept with gil:
 
 cdef void python_trace(Vm *vm, int row, int vector) noexcept with gil:
     try:
-        (<Vcpu>vm.owner).trace(row, vector, vm.rip, vm.cpl)
+        if vm.hvm == NULL:
+            (<Vcpu>vm.owner).trace(row, vector, vm.rip, vm.cpl)
+        else:
+            (<Vcpu>vm.owner).trace(row, vector, vm.rip, vm.cpl, _svm.name(vm.hardware_code))
     except BaseException as error:
         python_failed(vm, error)
 

@@ -49,6 +49,11 @@ cdef enum:
     OFF_IS_INT = 5388           # int
     OFF_OLD_EXCEPTION = 5496    # int
 
+# By byte offset from the start of CPUState; engine hvm only, proved by hvm_check.
+cdef enum:
+    CPU_INTERRUPT_REQUEST = 28  # uint32
+    INTERRUPT_VIRQ = 0x100      # a virtual interrupt waits (VMCB V_IRQ)
+
 cdef enum:
     R_ES = 0
     R_CS = 1
@@ -71,6 +76,7 @@ cdef enum:
 # hflags (QEMU target/i386/cpu.h)
 cdef enum:
     HF_CPL = 3
+    HF_INHIBIT_IRQ = 1 << 3     # the shadow of STI and MOV SS
     HF_CS32 = 1 << 4
     HF_SS32 = 1 << 5
     HF_ADDSEG = 1 << 6
@@ -80,6 +86,8 @@ cdef enum:
     HF_TS = 1 << 11
     HF_LMA = 1 << 14
     HF_CS64 = 1 << 15
+    HF_SVME = 1 << 20
+    HF_GUEST = 1 << 21          # AMD-V guest mode: intercepts are active
     HF_OSFXSR = 1 << 22
 
 cdef enum:
@@ -190,3 +198,38 @@ cdef size_t no_exit_offset(uc_engine *uc) except? 0:
             if head[flag] == 0 and head[flag + 1] == 1:     # no_exit_request, init_done
                 return flag
     raise RuntimeError("unicorn's no_exit_request flag was not found: this needs unicorn 2.1.4")
+
+cdef struct MsrValue:           # uc_x86_msr
+    uint32_t index
+    uint64_t value
+
+cdef struct MsrFields:          # byte offsets in Env of what these MSRs set
+    size_t star
+    size_t sysenter_cs
+    size_t kernel_gs
+
+cdef write_msr(uc_engine *uc, uint32_t index, uint64_t value):
+    """Write an MSR of the CPU by the public interface, which checks no privilege."""
+    from unicorn import x86_const
+    cdef MsrValue msr
+    msr.index = index
+    msr.value = value
+    uc_reg_write(uc, x86_const.UC_X86_REG_MSR, &msr)
+
+cdef size_t planted_msr(uc_engine *uc, Env *env, uint32_t index, uint64_t value) except? 0:
+    """Byte offset in Env of the 64-bit field behind an MSR, found by writing it."""
+    cdef size_t at
+    write_msr(uc, index, value)
+    for at in range(0, OFF_ERROR_CODE, 8):
+        if (<uint64_t *>(<char *>env + at))[0] == value:
+            (<uint64_t *>(<char *>env + at))[0] = 0
+            return at
+    raise RuntimeError(f"unicorn's MSR {index:#x} was not found: this needs unicorn 2.1.4")
+
+cdef int msr_fields(uc_engine *uc, Env *env, MsrFields *out) except -1:
+    """Find the MSRs that SYSRET, SYSEXIT and SWAPGS use. SYSENTER_CS is too short to look for; it
+    lies before SYSENTER_ESP."""
+    out.star = planted_msr(uc, env, 0xc0000081, 0x5252494e47312222)
+    out.kernel_gs = planted_msr(uc, env, 0xc0000102, 0x00005252494e4733)
+    out.sysenter_cs = planted_msr(uc, env, 0x175, 0x00005252494e4744) - 8
+    return 0

@@ -235,11 +235,17 @@ cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
     cdef Vm *vm = <Vm *>data
     cdef Walk found
     cdef int access
-    cdef bint user = vm.cpl == 3
+    cdef bint user
     if vm.probing:
         entry.paddr = vm.probe_pa
         entry.perms = UC_PROT_EXEC | UC_PROT_READ
         return True
+    if vm.hvm != NULL:
+        if not vm.env.hflags & HF_GUEST:
+            return hvm_fill(vm, gva, kind, entry)
+        hvm_sync(vm)
+        vm.hardware_code = VMEXIT_NPF
+    user = vm.cpl == 3
     vm.exits[EXIT_TLB_FILL] += 1
     if kind == UC_MEM_FETCH:
         access = ACCESS_FETCH
@@ -532,8 +538,12 @@ cdef void device_write(Vm *vm, uint64_t gpa, const uint8_t *data, int length) no
 
 cdef uint64_t on_absent_read(uc_engine *uc, uint64_t offset, unsigned size,
                              void *data) noexcept nogil:
+    if (<Vm *>data).hvm != NULL:
+        (<Vm *>data).hardware_code = VMEXIT_NPF
     return gpa_read(<Vm *>data, offset, size)
 
 cdef void on_absent_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_t value,
                           void *data) noexcept nogil:
+    if (<Vm *>data).hvm != NULL:
+        (<Vm *>data).hardware_code = VMEXIT_NPF
     gpa_write(<Vm *>data, offset, size, value)

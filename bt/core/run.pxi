@@ -34,6 +34,10 @@ cdef void guest_fault(Vm *vm) noexcept nogil:
     if vm.xen != NULL and vm.cpl == 0 and vm.fault_vector == EX_PF and \
             vm.fault_error == PF_P | PF_W and xen_table_write(vm, vm.fault_gva):
         return
+    if vm.hvm != NULL:
+        if not hvm_assist(vm):
+            hvm_fault(vm)
+        return
     if vm.tracing:
         python_trace(vm, -2, vm.fault_vector)
     if vm.recorder != NULL:
@@ -80,7 +84,12 @@ cdef void run_guest(Vm *vm) noexcept nogil:
         if vm.flush_wanted:
             vm.flush_wanted = 0
             uc_ctl_flush_tb(vm.uc)
-        err = uc_emu_start(vm.uc, vm.env.eip, 0, 0, 0)
+        if vm.hvm != NULL:
+            hvm_request_window(vm)
+            err = uc_emu_start(vm.uc, hvm_start(vm), 0, 0, 0)
+            hvm_sync(vm)
+        else:
+            err = uc_emu_start(vm.uc, vm.env.eip, 0, 0, 0)
         clear_step(vm)
         vm.late_step = 0
         if vm.step_open:

@@ -6,6 +6,9 @@
 # loaded. The CPU's own GDT, LDT and IDT are empty (limit 0): every segment load that is not a null
 # selector faults, in any ring, and is done here from the guest's own tables with the guest's own
 # privilege rules. So no shadow descriptor tables exist and nothing can be out of date.
+#
+# Under engine hvm nothing is hidden: real and virtual CPL are the same, the CPU's tables are the
+# guest's, and what is below asks `vm.hvm` where that makes a difference.
 
 cdef enum:                      # second dword of a descriptor
     D_A = 1 << 8
@@ -32,23 +35,39 @@ cdef inline uint32_t descriptor_base(uint32_t e1, uint32_t e2) noexcept nogil:
 
 cdef inline uint32_t virtual_cs(Vm *vm) noexcept nogil:
     """CS as the guest must see it."""
-    if not vm.cr0 & CR0_PE:
+    if not vm.cr0 & CR0_PE or vm.hvm != NULL:
         return vm.env.segs[R_CS].selector & 0xffff
     return (vm.env.segs[R_CS].selector & 0xfffc) | vm.cpl
 
 cdef inline uint32_t virtual_ss(Vm *vm) noexcept nogil:
-    if not vm.cr0 & CR0_PE:
+    if not vm.cr0 & CR0_PE or vm.hvm != NULL:
         return vm.env.segs[R_SS].selector & 0xffff
     return (vm.env.segs[R_SS].selector & 0xfffc) | vm.cpl
+
+cdef inline uint32_t real_cpl(Vm *vm, int cpl) noexcept nogil:
+    """The ring of the CPU that stands for a virtual one."""
+    if vm.hvm != NULL:
+        return cpl
+    return 3 if cpl == 3 else 1
 
 cdef void update_hflags(Vm *vm) noexcept nogil:
     """Recompute what Unicorn's translator keys on: privilege, code and stack size, segment bases.
 
-    The CPU is always in long mode; a guest that is not runs in compatibility segments.
+    The CPU is always in long mode; a guest that is not runs in compatibility segments. Not so under
+    engine hvm: there it is in the guest's mode.
     """
     cdef Env *env = vm.env
     cdef uint32_t hf = env.hflags & ~<uint32_t>(HF_CPL | HF_CS32 | HF_SS32 | HF_ADDSEG | HF_CS64)
-    hf |= HF_LMA | HF_PE | (3 if vm.cpl == 3 else 1)
+    hf |= real_cpl(vm, vm.cpl)
+    if vm.hvm == NULL:
+        hf |= HF_LMA | HF_PE
+    else:
+        # What interrupts had to wait for is over, too.
+        hf &= ~<uint32_t>(HF_LMA | HF_PE | HF_INHIBIT_IRQ)
+        if vm.cr0 & CR0_PE:
+            hf |= HF_PE
+        if vm.efer & EFER_LMA:
+            hf |= HF_LMA
     if vm.efer & EFER_LMA and env.segs[R_CS].flags & D_L:
         hf |= HF_CS64 | HF_CS32 | HF_SS32
     else:
@@ -67,6 +86,9 @@ cdef void update_features(Vm *vm) noexcept nogil:
     if vm.cr4 & CR4_OSFXSR:
         hf |= HF_OSFXSR
     vm.env.hflags = hf
+    if vm.hvm != NULL:
+        hvm_publish(vm)
+        return
     # SCE decides between #UD and #GP for SYSRET outside the kernel, before privilege does.
     (<uint64_t *>(<char *>vm.env + OFF_EFER))[0] = EFER_LMA | EFER_LME | (vm.efer & EFER_SCE)
     vm.env.cr[0] = CR0_PE | CR0_ET | (vm.cr0 & (CR0_MP | CR0_EM | CR0_TS | CR0_NE))
@@ -89,10 +111,10 @@ cdef uint64_t get_flags(Vm *vm) noexcept nogil:
     """RFLAGS as the guest must see it.
 
     In user mode the real IF and IOPL are the guest's. In the kernel they are 0, so that PUSHF
-    stubs can add the virtual ones, which live on the per-vCPU page.
+    stubs can add the virtual ones, which live on the per-vCPU page. (Engine hvm: always real.)
     """
     cdef uint64_t flags = real_flags(vm)
-    if vm.cpl != 3:
+    if vm.cpl != 3 and vm.hvm == NULL:
         flags &= ~<uint64_t>(FL_IF | FL_IOPL)
         flags |= (vm.page[PG_VIF] & FL_IF) | (vm.page[PG_VIOPL] & FL_IOPL)
     return flags
@@ -100,9 +122,12 @@ cdef uint64_t get_flags(Vm *vm) noexcept nogil:
 cdef void set_flags(Vm *vm, uint64_t flags) noexcept nogil:
     """Give the guest ``flags`` (all bits taken as they are) at the current virtual CPL."""
     cdef Env *env = vm.env
+    cdef uint64_t lost = FL_ARITH | FL_DF | FL_VM
     vm.page[PG_VIF] = flags & FL_IF
     vm.page[PG_VIOPL] = flags & FL_IOPL
-    if vm.cpl != 3 and (vm.translate or vm.pv != NULL):
+    if vm.hvm != NULL:
+        lost = FL_ARITH | FL_DF
+    elif vm.cpl != 3 and (vm.translate or vm.pv != NULL):
         flags &= ~<uint64_t>(FL_IF | FL_IOPL)
     elif vm.cpl != 3:
         # Engine trap: IOPL 0 keeps CLI and STI trapping; IF is what PUSHF will show.
@@ -111,17 +136,26 @@ cdef void set_flags(Vm *vm, uint64_t flags) noexcept nogil:
     env.cc_dst = 0
     env.cc_op = CC_OP_EFLAGS
     env.df = -1 if flags & FL_DF else 1
-    env.eflags = (flags & ~<uint64_t>(FL_ARITH | FL_DF | FL_VM)) | 2
+    env.eflags = (flags & ~lost) | 2
 
 cdef inline bint interrupts_on(Vm *vm) noexcept nogil:
+    if vm.hvm != NULL:
+        return vm.env.eflags & FL_IF and not vm.env.hflags & HF_INHIBIT_IRQ
     if vm.cpl == 3:
         return (vm.env.eflags & FL_IF) != 0
     return (vm.page[PG_VIF] & FL_IF) != 0
 
 cdef inline int iopl(Vm *vm) noexcept nogil:
-    if vm.cpl == 3:
+    if vm.cpl == 3 or vm.hvm != NULL:
         return (vm.env.eflags >> 12) & 3
     return (vm.page[PG_VIOPL] >> 12) & 3
+
+cdef inline void shadow_next(Vm *vm) noexcept nogil:
+    """Interrupts wait for one more instruction (MOV SS, POP SS)."""
+    if vm.hvm != NULL:
+        vm.env.hflags |= HF_INHIBIT_IRQ
+    else:
+        vm.shadow = linear(vm, vm.next_rip)
 
 # Descriptors ----------------------------------------------------------------------------------
 
@@ -187,8 +221,9 @@ cdef int load_data_segment(Vm *vm, int seg, uint32_t selector) noexcept nogil:
         if seg == R_SS:
             if not vm.env.hflags & HF_CS64 or vm.cpl == 3 or rpl != vm.cpl:
                 return fault(vm, EX_GP, 0)
-            segment_null(vm, R_SS, 1)
-            vm.env.segs[R_SS].flags = D_P | D_S | D_RW | D_A | D_B | D_G | (1 << 13)
+            rpl = real_cpl(vm, vm.cpl)
+            segment_null(vm, R_SS, rpl)
+            vm.env.segs[R_SS].flags = D_P | D_S | D_RW | D_A | D_B | D_G | (rpl << 13)
         else:
             segment_null(vm, seg, selector)
         update_hflags(vm)
@@ -213,7 +248,7 @@ cdef int load_data_segment(Vm *vm, int seg, uint32_t selector) noexcept nogil:
     descriptor_touch(vm, selector, e)
     segment_cache(vm, seg, selector, e)
     if seg == R_SS and vm.cpl == 0:
-        vm.env.segs[R_SS].selector = (selector & 0xfffc) | 1
+        vm.env.segs[R_SS].selector = (selector & 0xfffc) | real_cpl(vm, 0)
     update_hflags(vm)
     return 0
 
@@ -227,7 +262,7 @@ cdef void enter_flat(Vm *vm, int seg, uint32_t selector, uint32_t flags) noexcep
 
 cdef void set_cpl(Vm *vm, int cpl, uint64_t flags) noexcept nogil:
     """Change the virtual CPL; CS and SS were just loaded; RFLAGS becomes ``flags``."""
-    cdef uint32_t real = 3 if cpl == 3 else 1
+    cdef uint32_t real = real_cpl(vm, cpl)
     vm.cpl = cpl
     vm.env.segs[R_CS].selector = (vm.env.segs[R_CS].selector & 0xfffc) | real
     vm.env.segs[R_SS].selector = (vm.env.segs[R_SS].selector & 0xfffc) | real

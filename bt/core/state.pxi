@@ -5,6 +5,7 @@
 # Words used everywhere below:
 #   virtual CPL   the privilege the guest believes in: 0 (kernel) or 3 (user)
 #   real CPL      what Unicorn runs at: 1 for the guest's kernel, 3 for its user code; never 0
+#                 (engine hvm: the virtual one)
 #   GPA / GVA     guest-physical / guest-virtual (here always linear, segment base added) address
 #   PA            Unicorn's physical address: GPAs below RAM size, and the VMM's own pages far above
 
@@ -233,6 +234,7 @@ cdef struct Fold:               # a loop whose head is watched (fold.pxi)
 cdef struct Vm
 cdef struct Xen                  # xen.pxi; a Vm has one when it is a Xen domain
 cdef struct Recorder             # record.pxi; a Vm has one while it is recorded
+cdef struct Hvm                  # hvm.pxi; a Vm has one when its kernel runs at CPL 0
 
 ctypedef void (*Handler)(Vm *vm, Insn *insn) noexcept nogil
 
@@ -291,6 +293,7 @@ cdef struct Vm:
     Xen *xen                    # NULL: a PC
     Pv *pv                      # NULL: no kernel with our own paravirtual interface
     Recorder *recorder          # NULL: nothing is recorded
+    Hvm *hvm                    # NULL: the guest's kernel runs one ring down
     Descriptor gdt
     Descriptor idt
     Descriptor ldt

@@ -160,7 +160,7 @@ cdef void do_syscall(Vm *vm, int length) noexcept nogil:
     cdef uint32_t selector
     cdef uint64_t flags
     cdef bint was64 = (env.hflags & HF_CS64) != 0
-    vm.exits[EXIT_SYSCALL] += 1
+    vm.exits[EXIT_SYSCALL] += vm.hvm == NULL
     if not vm.efer & EFER_SCE or not vm.efer & EFER_LMA:
         vm.rip = env.eip
         raise_ud(vm)
@@ -204,7 +204,7 @@ cdef void do_sysret(Vm *vm, Insn *insn) noexcept nogil:
 cdef void do_sysenter(Vm *vm) noexcept nogil:
     cdef Env *env = vm.env
     cdef uint64_t flags = get_flags(vm)
-    vm.exits[EXIT_SYSENTER] += 1
+    vm.exits[EXIT_SYSENTER] += vm.hvm == NULL
     vm.rip = env.eip
     if vm.xen != NULL or not vm.cr0 & CR0_PE or vm.sysenter_cs & 0xfffc == 0:
         raise_gp(vm, 0)

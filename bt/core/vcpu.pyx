@@ -27,6 +27,7 @@ include "translate.pxi"
 include "debug.pxi"
 include "hooks.pxi"
 include "pv.pxi"
+include "hvm.pxi"
 include "kicker.pxi"
 include "run.pxi"
 include "selftest.pxi"
@@ -42,6 +43,7 @@ cimport cython
 from cpython.buffer cimport (PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer, Py_buffer)
 
 from bt.core import counters as _names
+from bt.core import svm as _svm
 from bt.machine.cpu import TranslatorCounts as _TranslatorCounts
 from translator import vcpupage as _page
 from translator.sensitive import BY_NAME as _ROWS
@@ -60,6 +62,12 @@ PG_CR2 = _page.CR2 // 8
 PG_CR3 = _page.CR3 // 8
 PG_CR4 = _page.CR4 // 8
 row_cpuid = _ROWS["CPUID"].id
+row_rdtscp = _ROWS["RDTSCP"].id
+row_int_n = _ROWS["INT_N"].id
+row_int3 = _ROWS["INT3"].id
+row_int1 = _ROWS["INT1"].id
+row_xsetbv = _ROWS["XSETBV"].id
+memset(all_rows, 1, sizeof(all_rows))
 
 # What `Vcpu.run` returns.
 KICKED = STOP_KICK
@@ -84,6 +92,9 @@ PSEUDO_EXITS = {
     EXIT_UNSTUB: "stub taken back", EXIT_PAGE_INVALIDATE: "page invalidation",
     EXIT_MMIO: "mmio",
 }
+
+# Memory-unit exits that hardware would make by nested paging.
+_NESTED_FAULTS = (EXIT_SMC, EXIT_CODE_PAGE, EXIT_ABSENT, EXIT_MMIO)
 
 # Exit numbers of `Vcpu.set_hook`, and what goes to and fro.
 HOOK_PSEUDO = ROWS
@@ -166,6 +177,9 @@ cdef void install_handlers(Vm *vm):
 # Rows whose instruction faults at CPL 3 only because the CPU's own tables are empty.
 _ASSISTED = ("MOV_TO_SEG", "POP_SEG", "LOAD_FAR_PTR", "FAR_CALL", "FAR_JMP", "FAR_RET", "IRET",
              "RDTSC", "RDTSCP")
+# Engine hvm: `hvm_assist` says which.
+_HVM_ASSISTED = ("MOV_TO_SEG", "POP_SEG", "LOAD_FAR_PTR", "FAR_CALL", "FAR_JMP", "FAR_RET", "IRET",
+                 "LAR", "LSL", "VERR", "VERW", "INS", "OUTS")
 
 
 # The collector may not clear a Vcpu in a cycle: it would release the buffers behind the running
@@ -179,8 +193,9 @@ cdef class Vcpu:
 
     ``translate``: engine bt; without it the guest runs untranslated (engine trap).
     ``deterministic``: virtual time is executed work. ``hot``: executions after which a trap is
-    offered to ``hot_site(gva, row, bits, code)``; 0 never. ``asynchronous``: stops may come from another thread;
-    None asks the self-test.
+    offered to ``hot_site(gva, row, bits, code)``; 0 never. ``intercepts``: engine hvm; the #VMEXIT
+    codes that are intercepted. ``asynchronous``: stops may come from another thread; None asks the
+    self-test.
 
     Not thread-safe, apart from ``kick``.
     """
@@ -221,7 +236,8 @@ cdef class Vcpu:
     cdef readonly bint asynchronous
 
     def __cinit__(self, ram, bus, policy, *, bint translate=True, bint deterministic=False,
-                  int hot=64, hot_site=None, asynchronous=None, bint audit=False):
+                  int hot=64, hot_site=None, intercepts=None, asynchronous=None,
+                  bint audit=False):
         import mmap
         cdef Vm *vm
         cdef uc_hook hook
@@ -292,11 +308,13 @@ cdef class Vcpu:
         if asynchronous is None:
             asynchronous = not deterministic and stops_are_exact(vm)
         self.asynchronous = asynchronous
+        if intercepts is not None:
+            self.make_hvm(intercepts)
         install_handlers(vm)
         for row in _TABLE:
             vm.kernel_rows[row.id] = row.kernel
             vm.user_rows[row.id] = row.user
-        for name in _ASSISTED:
+        for name in _ASSISTED if vm.hvm == NULL else _HVM_ASSISTED:
             vm.assist_rows[_ROWS[name].id] = 1
         self.hook(UC_HOOK_INTR, <void *>on_interrupt)
         self.hook(UC_HOOK_INSN_INVALID, <void *>on_invalid)
@@ -312,8 +330,11 @@ cdef class Vcpu:
         self.hook_instruction(UC_X86_INS_OUT, <void *>on_out)
         if deterministic or audit or not self.asynchronous:
             self.hook(UC_HOOK_BLOCK, <void *>on_executed_block)
+            if vm.hvm != NULL:
+                vm.hvm.by_block = 1
         self.start_kicker()
-        self.warm_up()
+        if vm.hvm == NULL:
+            self.warm_up()
         if not deterministic:
             vm.clock_base = host_ns()
 
@@ -330,6 +351,40 @@ cdef class Vcpu:
         self.check(uc_mem_map_ptr(vm.uc, PA_WINDOW, WINDOW_SIZE, 7, vm.window), "stub window")
         self.check(uc_mmio_map(vm.uc, PA_ABSENT, ABSENT_SIZE, <void *>on_absent_read, vm,
                                <void *>on_absent_write, vm), "absent memory")
+
+    cdef make_hvm(self, intercepts):
+        """Switch AMD-V on, and write what of the VMCB and its maps never changes."""
+        cdef Vm *vm = self.vm
+        cdef Hvm *hvm
+        hvm = <Hvm *>calloc(1, sizeof(Hvm))
+        if hvm == NULL:
+            raise MemoryError
+        hvm.vmcb = <char *>vm.window + HVM_VMCB
+        vm.hvm = hvm
+        memset(vm.window, 0, WINDOW_SIZE)           # the self-tests used it
+        memcpy(vm.window + HVM_STUB, b"\x0f\x01\xda\x0f\x01\xd8", 6)    # VMLOAD, VMRUN
+        memset(vm.window + HVM_MSRPM, 0xff, 0x2000)
+        memset(vm.window + HVM_IOPM, 0xff, 0x3000)
+        uc_ctl_flush_tb(vm.uc)
+        env_int(vm.env, OFF_IS_INT)[0] = 0
+        msr_fields(vm.uc, vm.env, &hvm.fields)
+        write_msr(vm.uc, MSR_VM_HSAVE_PA, PA_WINDOW + HVM_SAVE)
+        self.set_intercepts(intercepts)
+
+    def set_intercepts(self, codes):
+        """Engine hvm: intercept these #VMEXIT codes and no others, from the next entry on.
+
+        The vCPU does not check that its guest can still be kept: bt/core/svm.py knows which codes
+        must be among them.
+        """
+        cdef Hvm *hvm = self.vm.hvm
+        cdef int code
+        memset(hvm.wanted, 0, sizeof(hvm.wanted))
+        for code in codes:
+            if not 0 <= code < VMEXIT_COUNT:
+                raise ValueError(f"no intercept for #VMEXIT {code:#x}")
+            hvm.wanted[code] = 1
+        hvm.launch = 1
 
     cdef check(self, uc_err err, str what):
         if err != UC_ERR_OK:
@@ -452,6 +507,7 @@ cdef class Vcpu:
         if vm.pv != NULL:
             free(vm.pv.traps)
             free(vm.pv)
+        free(vm.hvm)
         free(vm.copy_used)
 
     # Running ----------------------------------------------------------------------------------
@@ -499,6 +555,11 @@ cdef class Vcpu:
                 env.segs[seg].selector = 0
                 env.segs[seg].limit = 0xffff
         vm.cpl = 0
+        if vm.hvm != NULL:
+            # As after a reset. QEMU aborts over a TR that holds no TSS, so it always holds one.
+            vm.tr.flags = D_P | 0x900
+            hvm_publish(vm)
+            vm.hvm.launch = 1
         update_features(vm)
         publish_crs(vm)
         if bits == 16:
@@ -711,6 +772,9 @@ cdef class Vcpu:
                 host = at + vm.clock_base
         elif vm.deterministic:
             vm.block_deadline = NEVER
+        if vm.hvm != NULL and vm.intr and running and not vm.deterministic:
+            # Should the guest open its interrupts where the CPU does not look (STI; RET).
+            host = min(host, host_ns() + WINDOW_POLL_NS)
         kicker_arm(&self.kicker, host, running)
 
     def set_deadline(self, deadline_ns):
@@ -764,6 +828,8 @@ cdef class Vcpu:
         """The interrupt controller's INTR line. Call it on the vCPU's thread only."""
         self.vm.intr = level
         self.vm.page[PG_PENDING] = FL_IF if level else 0
+        if self.vm.hvm != NULL:
+            hvm_request_window(self.vm)
 
     @property
     def cr8(self):
@@ -920,7 +986,7 @@ cdef class Vcpu:
             result[name] = env.segs[seg].selector
         result["fs_base"] = env.segs[R_FS].base
         result["gs_base"] = env.segs[R_GS].base
-        result["kernel_gs_base"] = vm.page[PG_KGS]
+        result["kernel_gs_base"] = kernel_gs(vm)[0]
         result.update(cr0=vm.cr0, cr2=vm.cr2, cr3=vm.cr3, cr4=vm.cr4, cr8=vm.cr8, efer=vm.efer,
                       gdtr=vm.gdt.base, idtr=vm.idt.base, tr=vm.tr.selector, ldtr=vm.ldt.selector,
                       cpl=vm.cpl)
@@ -964,12 +1030,11 @@ cdef class Vcpu:
             if not canonical(value):
                 raise ValueError(f"{name}: {value:#x} is not canonical")
             if name == "kernel_gs_base":
-                vm.page[PG_KGS] = value
+                kernel_gs(vm)[0] = value
             else:
                 env.segs[R_FS if name == "fs_base" else R_GS].base = value
         elif name == "cr2":
-            vm.cr2 = value
-            vm.page[PG_CR2] = value
+            set_cr2(vm, value)
         elif name == "cr3" and vm.xen == NULL:
             write_cr3(vm, value)
         else:
@@ -1072,6 +1137,24 @@ cdef class Vcpu:
         """Exits by reason: (the control unit's, the memory unit's)."""
         rows, counts = self.counters()
         return _names.exit_counts(rows, counts, PSEUDO_EXITS, deterministic=self.vm.deterministic)
+
+    def hardware_counts(self):
+        """Engine hvm: #VMEXITs by the manual's name, as (code, how many). Empty elsewhere.
+
+        VMEXIT_NPF, the memory unit's, is what `exit_counts` has in detail.
+        """
+        cdef Vm *vm = self.vm
+        cdef int code
+        if vm.hvm == NULL:
+            return {}
+        found = {_svm.name(code): (code, vm.hvm.exits[code])
+                 for code in range(VMEXIT_COUNT) if vm.hvm.exits[code]}
+        cdef uint64_t faults = 0
+        for code in _NESTED_FAULTS:
+            faults += vm.exits[code]
+        if faults:
+            found[_svm.name(VMEXIT_NPF)] = (VMEXIT_NPF, faults)
+        return found
 
     def hypercall_counts(self):
         """Hypercalls by name, Xen's or our own; "unknown" counts numbers that are none."""

@@ -22,7 +22,8 @@ class EngineInfo:
 
     ``implementation``: "module:class" of its bt.engines.base.Engine. ``translate``: sensitive
     instructions are rewritten before they run. ``paravirtual``: the guest kernel asks for
-    privileged work by hypercalls; nothing is scanned.
+    privileged work by hypercalls; nothing is scanned. ``intercepts``: hardware makes the exits, and
+    one can choose which.
     """
 
     name: str
@@ -30,6 +31,7 @@ class EngineInfo:
     implementation: str
     translate: bool = False
     paravirtual: bool = False
+    intercepts: bool = False
     #: What a user should know before believing what a guest prints under it; "" if nothing.
     caveat: str = ""
 
@@ -54,6 +56,9 @@ ENGINES: dict[str, EngineInfo] = {
         EngineInfo("pv", "paravirtual: the kernel in ring 1 asks for privileged work by "
                    "hypercalls, nothing is scanned or rewritten", "bt.engines.pv:PvEngine",
                    paravirtual=True),
+        EngineInfo("hvm", "hardware-assisted: the unmodified kernel in ring 0 of AMD-V guest mode, "
+                   "which Unicorn has; nothing is scanned or rewritten",
+                   "bt.engines.hvm:HvmEngine", intercepts=True),
         EngineInfo("kvm", "hardware: the unmodified kernel in ring 0 of the host's own virtual "
                    "machines, /dev/kvm", "bt.engines.kvm:KvmEngine"),
     )

@@ -202,6 +202,10 @@ class VirtualCpu(Protocol):
         """Hypercalls by name."""
         ...
 
+    def hardware_counts(self) -> dict[str, tuple[int, int]]:
+        """Exits by the hardware's own name, as (code, how many); empty without hardware."""
+        ...
+
     def translator_counts(self) -> TranslatorCounts:
         """What translation took."""
         ...
@@ -227,8 +231,9 @@ class CpuPolicy(Protocol):
     read_msr: Callable[[int], int | None]
     #: Whether a write to such an MSR is accepted.
     write_msr: Callable[[int, int], bool]
-    #: ``--trace``: (row of the sensitive table or a negative kind, vector, rip, cpl).
-    trace: Callable[[int, int, int, int], None]
+    #: ``--trace``: (row of the sensitive table or a negative kind, vector, rip, cpl), and under an
+    #: engine with hardware its name for the exit.
+    trace: Callable[..., None]
 
 
 @dataclass(frozen=True)
@@ -236,7 +241,8 @@ class CpuParts:
     """What an engine makes its vCPU of.
 
     deterministic: virtual time counts executed work. audit: check the real privilege level on each
-    executed block. hot: executions after which a trap is worth a stub; 0 never.
+    executed block. hot: executions after which a trap is worth a stub; 0 never. intercept: what
+    hardware is to intercept, "" for an engine's own choice.
     """
 
     ram: Ram
@@ -245,6 +251,7 @@ class CpuParts:
     deterministic: bool = False
     audit: bool = False
     hot: int = 64
+    intercept: str = ""
 
 
 class InputPort(Protocol):

@@ -95,7 +95,8 @@ class Machine:
     for the newest that the engine can be on. ``ram_bytes``: guest RAM. ``deterministic``: virtual
     time counts executed work, so that a run repeats exactly. ``trace``: a stream for one line an
     exit. ``console`` takes what COM1 sends; ``channels`` maps 2 and 3 to sinks of COM2 and COM3.
-    ``audit`` checks the real privilege level on every executed block (slow). Raises InputError.
+    ``audit`` checks the real privilege level on every executed block (slow). ``intercept``: engine
+    hvm; what exits besides what must (bt.core.svm.GROUPS). Raises InputError.
     """
 
     def __init__(self, *, engine: str = "bt", machine: str | None = None,
@@ -103,10 +104,12 @@ class Machine:
                  trace: TextIO | None = None,
                  console: Callable[[bytes], None] = lambda data: None,
                  channels: Mapping[int, Callable[[bytes], None]] | None = None,
-                 audit: bool = False, hot: int = HOT) -> None:
+                 audit: bool = False, hot: int = HOT, intercept: str = "") -> None:
         if engine not in ENGINES:
             raise InputError(f"no engine {engine!r}: one of {', '.join(ENGINES)}")
         self.engine = ENGINES[engine]
+        if intercept and not self.engine.intercepts:
+            raise InputError(f"engine {engine} has no hardware to intercept with: that is hvm's")
         machine = board(machine, self.engine)
         self._engine = self.engine.open()
         self.guest_bytes = ram_bytes & ~0xFFF
@@ -128,7 +131,8 @@ class Machine:
         self.write_msr = self.pc.write_msr
         self.trace = self._tracer.exit
         self.vcpu = self._engine.make_vcpu(CpuParts(
-            self.ram, self.bus, self, deterministic=deterministic, audit=audit, hot=hot))
+            self.ram, self.bus, self, deterministic=deterministic, audit=audit, hot=hot,
+            intercept=intercept))
         clock.now_ns = self.vcpu.now_ns
         self.dma = Dma(self.ram, self.vcpu.dma_write_begin)
         self.vcpu.set_tracing(trace is not None)

@@ -29,6 +29,12 @@ class Stats:
         """Hypercalls by name, Xen's or our own; "unknown" counts numbers that are none."""
         return self.vcpu.hypercall_counts()
 
+    @property
+    def hardware(self) -> dict[str, dict[str, int]]:
+        """{the hardware's name of an exit: {"code": its number, "count": how many}}."""
+        return {name: {"code": code, "count": count}
+                for name, (code, count) in (self.vcpu.hardware_counts() or {}).items()}
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain JSON data. Times in seconds."""
         translator = self.vcpu.translator_counts()
@@ -40,6 +46,7 @@ class Stats:
             "tsc_hz": self.vcpu.tsc_hz,
             "exits": self.exits,
             "hypercalls": self.hypercalls,
+            "hardware": self.hardware,
             "translator": {
                 "seconds": translator.seconds,
                 "share": translator.seconds / self.wall_s if self.wall_s else 0.0,

@@ -21,8 +21,10 @@ class Tracer:
         self._stream = stream
         self._symbols = symbols
 
-    def exit(self, row: int, vector: int, rip: int, cpl: int) -> None:
-        """``row``: of the sensitive table, or a negative kind with its ``vector``."""
+    def exit(self, row: int, vector: int, rip: int, cpl: int, hardware: str = "") -> None:
+        """``row``: of the sensitive table, or a negative kind with its ``vector``; ``hardware``:
+        what the hardware calls the exit.
+        """
         if self._stream is None:
             return
         if row >= 0:
@@ -33,4 +35,5 @@ class Tracer:
             what = f"{_KINDS[row]} {vector:#x}"
         name = self._symbols().describe(rip)
         where = f" {name}" if name else ""
-        self._stream.write(f"{rip:016x} cpl{cpl} {what}{where}\n")
+        code = f" {hardware}" if hardware else ""
+        self._stream.write(f"{rip:016x} cpl{cpl} {what}{code}{where}\n")

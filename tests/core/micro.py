@@ -35,6 +35,8 @@ TABLES, STACK, RSP0, IST1, CODE = 0x20000, 0x90000, 0x98000, 0xA0000, 0x100000
 BASE16 = 0x7C00
 CTL_COUNT, CTL_RESUME, CTL_ABANDON = CTL, CTL + 8, CTL + 16
 MAX_RECORDS = 900
+#: The engine of a Micro that names none.
+ENGINE = "bt"
 USER_STACK = 0xB0000
 RAM = 8 << 20
 
@@ -329,14 +331,14 @@ class Micro:
     ``board``: Machine's ``machine``.
     """
 
-    def __init__(self, source: str, bits: int = 64, *, engine: str = "bt",
+    def __init__(self, source: str, bits: int = 64, *, engine: str | None = None,
                  paging: int | None = None, deterministic: bool = True, hot: int = 64,
-                 audit: bool = False, board: str | None = None) -> None:
+                 audit: bool = False, board: str | None = None, intercept: str = "") -> None:
         self.bits = bits
         levels = (4 if bits == 64 else 0) if paging is None else paging
         self.program = assemble(source, bits, levels)
-        self.machine = Machine(engine=engine, ram_bytes=RAM, deterministic=deterministic, hot=hot,
-                               audit=audit, machine=board)
+        self.machine = Machine(engine=engine or ENGINE, ram_bytes=RAM, hot=hot, audit=audit,
+                               deterministic=deterministic, intercept=intercept, machine=board)
         self.ram = self.machine.ram
         for section in self.program.sections:
             self.ram.write(section.address, section.data)

@@ -15,7 +15,7 @@ from micro import CTL, PF, UD, Micro, P, W
 
 ALIAS = 0xFFFF_9000_0000_0000
 RESULT = CTL + 32
-ENGINES = pytest.mark.parametrize("engine", ["bt", "trap"])
+ENGINES = pytest.mark.parametrize("engine", ["bt", "trap", "hvm"])
 
 
 def counted(source: str, **kwargs) -> Micro:

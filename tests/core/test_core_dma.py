@@ -10,7 +10,7 @@ import pytest
 from micro import Micro
 
 PORT = 0x600
-ENGINES = pytest.mark.parametrize("engine", ["bt", "trap"])
+ENGINES = pytest.mark.parametrize("engine", ["bt", "trap", "hvm"])
 
 SOURCE = """
     xor r15d, r15d

@@ -34,7 +34,7 @@ from micro import (
     descriptor,
 )
 
-ENGINES = pytest.mark.parametrize("engine", ["bt", "trap"])
+ENGINES = pytest.mark.parametrize("engine", ["bt", "trap", "hvm"])
 BITS = pytest.mark.parametrize("bits", [64, 32])
 RESULT = CTL + 32
 

@@ -8,7 +8,7 @@ from micro import CODE, DE, UD, Micro
 
 
 @pytest.mark.parametrize(("bits", "paging"), [(64, 4), (32, 0), (32, 2), (32, 3)])
-@pytest.mark.parametrize("engine", ["bt", "trap"])
+@pytest.mark.parametrize("engine", ["bt", "trap", "hvm"])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_a_fault_is_recorded_and_the_guest_goes_on(bits: int, paging: int, engine: str,
                                                    deterministic: bool) -> None:

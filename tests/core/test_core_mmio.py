@@ -39,7 +39,7 @@ def guest(code: str, device: object | None = None, **options: object) -> tuple[M
     return micro, recorder
 
 
-@pytest.mark.parametrize("engine", ["bt", "trap"])
+@pytest.mark.parametrize("engine", ["bt", "trap", "hvm"])
 def test_every_size_and_value(engine):
     """Unicorn makes two accesses of one with 8 bytes, as a 32-bit bus does."""
     micro, device = guest("""

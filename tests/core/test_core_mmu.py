@@ -397,7 +397,7 @@ def test_access_that_runs_off_the_lower_half() -> None:
     assert [seen and seen[:2] for seen in server.run()] == [(GP, 0), (GP, 0)]
 
 
-@pytest.mark.parametrize("engine", ["bt", "trap"])
+@pytest.mark.parametrize("engine", ["bt", "trap", "hvm"])
 def test_no_paging_reads_ones_above_ram(engine: str) -> None:
     micro = Micro("""
     mov ebx, 0x40000000
@@ -460,7 +460,7 @@ slot: .quad 0, 0
 @pytest.mark.parametrize("how", ["invlpg [r13]", "mov rax, cr3\n mov cr3, rax",
                                  "mov rax, cr4\n mov rcx, rax\n xor rcx, 0x80\n mov cr4, rcx\n"
                                  "mov cr4, rax"])
-@pytest.mark.parametrize("engine", ["bt", "trap"])
+@pytest.mark.parametrize("engine", ["bt", "trap", "hvm"])
 def test_a_changed_entry_counts_after_invalidation(how: str, engine: str) -> None:
     micro = Micro(INVALIDATE.format(how=how), engine=engine)
     slot = micro.pages.map(0xFFFF_9000_0000_0000, 0x180000, P | W)

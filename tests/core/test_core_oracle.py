@@ -65,7 +65,7 @@ def test_random_kernels_end_as_in_ring_0(seed: int, hot: int) -> None:
     micro = Micro(source, hot=hot)
     result = micro.run()
     assert result.outcome.status == 1, (result.outcome.report, result.records)
-    if hot:
+    if hot and micro.machine.engine.translate:
         assert result.exit("stub_installed") > 0
     for reg in REGISTERS[1:3] + REGISTERS[4:]:
         assert result.regs[reg] == uc.reg_read(getattr(ucx, f"UC_X86_REG_{reg.upper()}")), reg
