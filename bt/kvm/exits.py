@@ -89,12 +89,18 @@ class ExitHandlers:
                           partial(self._bus.write, port, size, value))
 
     def _device_memory(self) -> None:
-        page, bus = self._page, self._bus
-        gpa, size, is_write = abi.RUN_MMIO.unpack_from(page, abi.RUN_DETAIL)
+        gpa, size, is_write = abi.RUN_MMIO.unpack_from(self._page, abi.RUN_DETAIL)
+        self._unfinished = True
+        data = self._page[abi.RUN_MMIO_DATA:abi.RUN_MMIO_DATA + size]
+        # An access across pages comes in parts of any size, where devices know four.
+        part = size if size in (1, 2, 4, 8) else 1
+        for at in range(0, size, part):
+            self._memory_access(gpa + at, part, bool(is_write), data[at:at + part])
+
+    def _memory_access(self, gpa: int, size: int, is_write: bool, data: memoryview) -> None:
+        bus = self._bus
         name = "mmio" if bus.has_mmio(gpa) else "absent memory"
         self._memory[name] += 1
-        self._unfinished = True
-        data = page[abi.RUN_MMIO_DATA:abi.RUN_MMIO_DATA + size]
         if is_write:
             value = int.from_bytes(data, "little")
             do = partial(bus.write_mmio, gpa, size, value)

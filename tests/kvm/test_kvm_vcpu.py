@@ -392,6 +392,21 @@ def test_device_memory_and_absent_memory() -> None:
     assert result.exit("mmio") == 3 and result.exit("absent memory") == 2
 
 
+def test_an_access_that_begins_in_ram_and_ends_in_a_device() -> None:
+    device = Recorder([0xA1, 0xA2, 0xA3])
+    guest = micro("mov eax, [0x600fff]\nmov r15, rax\nEXIT")
+    assert guest.pages is not None
+    guest.pages.put(guest.pages.slot(0x600000, 2), 0)
+    guest.pages.map(0x600000, 0x600000, 3)
+    guest.pages.map(0x601000, 0xFEB0_0000, 3)
+    guest.ram.write(0x600FFF, b"\x55")
+    guest.machine.bus.claim_mmio(device, 0xFEB0_0000, 0x1000)
+    result = guest.run(LIMIT_S)
+    assert result.outcome.kind == "powered-off", result.outcome.report
+    assert result.regs["r15"] == 0xA3A2A155
+    assert {size for _, _, size in device.seen} <= {1, 2, 4, 8}
+
+
 def test_msrs_that_kvm_does_not_know_are_the_policys() -> None:
     guest = micro("""
         mov ecx, 0x12345
