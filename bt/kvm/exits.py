@@ -196,7 +196,12 @@ class ExitHandlers:
         return done is not None
 
     def _shutdown(self) -> Stop | None:
-        return None if self._complete() else Stop.SHUTDOWN
+        if self._complete():
+            return None
+        if self._completion is not None and \
+                not state.SpecialRegisters(self._cpu).control["efer"] & state.EFER_LMA:
+            self._message = "triple fault, or paging in 32-bit mode, which kvm_pvm does not have"
+        return Stop.SHUTDOWN
 
     def _fail_entry(self) -> Stop:
         code, = abi.RUN_FAIL_ENTRY.unpack_from(self._page, abi.RUN_DETAIL)

@@ -141,6 +141,19 @@ def test_int_n_without_a_handler_for_invalid_opcodes() -> None:
     assert [(r.vector, r.ip) for r in result.records] == [(0x80, result.symbol("back"))]
 
 
+@pytest.mark.kvm
+@pytest.mark.skipif(software() != PVM, reason="this KVM has 32-bit paging")
+def test_what_it_cannot_do_is_named() -> None:
+    import guests
+    from bt.machine.machine import Machine
+    out = bytearray()
+    machine = Machine(engine="kvm", console=out.extend)
+    machine.load(guests.image("hello32"))
+    outcome = machine.run(LIMIT_S)
+    assert outcome.kind == "died" and out.startswith(b"Hello from 32-bit protected mode")
+    assert "paging in 32-bit mode, which kvm_pvm does not have" in outcome.report
+
+
 @pytest.mark.parametrize(("names", "found"), [
     ((), None), (("kvm",), None), (("kvm", "kvm_amd"), None),
     (("kvm", "kvm_intel", "kvm_pvm"), None),
