@@ -94,7 +94,7 @@ puthex:
     pop XAX
     ret
 
-; Print EAX in decimal.
+; Print XAX in decimal.
 putdec:
     push XAX
     push XBX
@@ -104,10 +104,10 @@ putdec:
     mov ebx, 10
 @divide:
     xor edx, edx
-    div ebx
+    div XBX
     push XDX
     inc ecx
-    test eax, eax
+    test XAX, XAX
     jnz @divide
 @put:
     pop XAX
