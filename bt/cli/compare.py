@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Workloads: nano (the seven nanobenchmarks of Adams and Agesen, or one by its name: "
         "syscall, in, cr8wr, callret, pgfault, divzero, ptemod, and pteflush), forkwait, boot, "
-        "gzip (these three in Linux), tasks, net (two Linux guests on a cable)."
+        "gzip, disk, disk-ata (these five in Linux), tasks, net (two Linux guests on a cable)."
     )
     add = parser.add_argument
     add("workload", nargs="?", default="nano", metavar="WORKLOAD", help="default: nano")

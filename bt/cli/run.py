@@ -198,7 +198,9 @@ def _plan_linux(options: argparse.Namespace, extras: devices.Devices) -> Plan:
         if options.command is not None:
             # For an initrd with our /init in it, or one that does what it does.
             initrd = _read(options.initrd) + b"".join(extra)
-    words = [_linux_cmdline(options, extras), options.append]
+    boots_disk = options.disk and options.command is None and options.initrd is None
+    words = [_linux_cmdline(options, extras), disks.BOOT_CMDLINE if boots_disk else "",
+             options.append]
     return Plan(
         path,
         " ".join(word for word in words if word),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ FORKS = 1000
 FOLDER = "{folder}"
 #: What `net` fetches, in MiB.
 NET_MIB = 128
+#: Size of the disk that `disk` reads, in MiB; `disk-ata` reads a quarter of it.
+DISK_MIB = 256
 
 _PATCHED = "; pv runs the native build after `bt patch`"
 _PREPARE_GZIP = "cat /bin/busybox /bin/busybox /bin/busybox | head -c 4194304 >/tmp/4m"
@@ -65,7 +68,8 @@ class Workload:
 
 def names() -> list[str]:
     """Every name that :func:`get` knows."""
-    return ["nano", *NANO, *NANO_EXTRA, "forkwait", "boot", "gzip", "tasks", "net"]
+    return ["nano", *NANO, *NANO_EXTRA, "forkwait", "boot", "gzip", "tasks", "net", "disk",
+            "disk-ata"]
 
 
 def get(name: str, count: int | None = None, *, patched: bool = False) -> Workload:
@@ -94,6 +98,8 @@ def get(name: str, count: int | None = None, *, patched: bool = False) -> Worklo
                         warm_up=True)
     if name == "net":
         return _net()
+    if name in ("disk", "disk-ata"):
+        return _disk(name)
     return Workload(name, "guests/tasks: four user tasks, preempted" + _PATCHED * patched,
                     _sample("tasks", patched), _read_tasks)
 
@@ -132,6 +138,42 @@ def _net() -> Workload:
         _linux("sh", "-c", fetch, options=options), read_clock, warm_up=True,
         companion=_linux("sh", "-c", serve, options=options), ready="cable",
         idle=_linux("sh", "-c", find, options=options), megabytes=NET_MIB * 1.048576)
+
+
+def _disk(name: str) -> Workload:
+    """A sequential read with O_DIRECT, so that the guest's own cache is out of it."""
+    # ATA by programmed I/O takes so much longer that a part of the disk has to do.
+    kind, interface, device, mib = {
+        "disk": ("virtio", "virtio", "/dev/vda", DISK_MIB),
+        "disk-ata": ("ATA (programmed I/O)", "ata", "/dev/sda", DISK_MIB // 4)}[name]
+    script = _timed(f"dd if={device} of=/dev/null bs=1M count={mib} iflag=direct 2>/dev/null")
+
+    def with_disk(*command: str) -> Callable[[str], list[str]]:
+        return lambda engine: ["linux", "--disk", f"{_disk_image()},ro,if={interface}", "--",
+                               *command]
+
+    return Workload(name, f"sequential read of {mib} MiB from a {kind} disk",
+                    with_disk("sh", "-c", script), read_clock, warm_up=True,
+                    idle=with_disk("true"), megabytes=mib * 1.048576)
+
+
+def _disk_image() -> Path:
+    """A file of DISK_MIB, kept in the cache; written through, so that reads do not meet holes."""
+    from guests.linux.fetch import cache_folder
+
+    path = cache_folder().parent / f"compare-{DISK_MIB}M.img"
+    if not path.exists() or path.stat().st_size != DISK_MIB << 20:
+        partial = path.with_name(f"{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                for number in range(DISK_MIB):
+                    file.write(number.to_bytes(4, "little") * (1 << 18))
+            partial.replace(path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise InputError(f"cannot write {path}: {error.strerror}") from None
+    return path
 
 
 def _sample(name: str, patched: bool, *options: str) -> Callable[[str], list[str]]:
