@@ -4,9 +4,9 @@
 
     python tools/bench_disk.py [--runs N] [--json] [--engine NAME] [--root IMAGE] [--mem SIZE]
 
-The first part is `bt compare disk` and `bt compare disk-ata`. With ``--root`` (an image by tools/make_rootfs.py) bt and QEMU
-TCG with virtio-blk boot it in turns, from the start of the process to ``login:`` on the serial
-port, each with a throw-away overlay; medians are compared.
+The first part is `bt compare disk` and `bt compare disk-ata`. With ``--root`` (an image by
+tools/make_rootfs.py) bt and QEMU TCG with virtio-blk boot it in turns, from the start of the
+process to ``login:`` on the serial port, each with a throw-away overlay; medians are compared.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ def boots(root: Path, engine: str, mem: int) -> Iterator[dict[str, list[str]]]:
     initrd = initramfs.initramfs(fetch.busybox(), [
         initramfs.root_cpio(disks.root_device([disk])),
         Modules(*fetch.modules(kernel)).archive(disks.modules([disk]))])
+    cmdline = f"{run.LINUX_CMDLINE} {disks.BOOT_CMDLINE}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "initrd")
         path.write_bytes(initrd)
@@ -89,7 +90,7 @@ def boots(root: Path, engine: str, mem: int) -> Iterator[dict[str, list[str]]]:
                                     str(mem), "--disk", f"{root},overlay"),
             "qemu": [_bench.QEMU, "-accel", "tcg", "-m", f"{mem // MB}M", "-display", "none",
                      "-no-reboot", "-nodefaults", "-kernel", str(kernel), "-initrd", str(path),
-                     "-append", f"{run.LINUX_CMDLINE} {disks.BOOT_CMDLINE}", "-serial", "stdio", "-snapshot",
+                     "-append", cmdline, "-serial", "stdio", "-snapshot",
                      "-drive", f"file={root},format=raw,if=virtio"]}
 
 
