@@ -79,8 +79,8 @@ def boots(root: Path, engine: str, mem: int) -> Iterator[dict[str, list[str]]]:
     kernel = fetch.kernel()
     disk = disks.DiskOption(root, "overlay")
     initrd = initramfs.initramfs(fetch.busybox(), [
-        initramfs.root_cpio(disks.root_device([disk])),
-        Modules(*fetch.modules(kernel)).archive(disks.modules([disk]))])
+        initramfs.root_cpio(disks.root_device([disk], engine)),
+        Modules(*fetch.modules(kernel)).archive(disks.modules([disk], engine))])
     cmdline = f"{run.LINUX_CMDLINE} {disks.BOOT_CMDLINE}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "initrd")

@@ -34,6 +34,7 @@ class Interface:
 
 INTERFACES = {
     "virtio": Interface(("virtio_pci", "virtio_blk"), "/dev/vda"),
+    "xen": Interface(("xen_blkfront",), "/dev/xvda"),
     "ata": Interface(("ata_piix", "pata_legacy", "sd_mod"), "/dev/sda", most=2),
 }
 
@@ -44,11 +45,17 @@ class DiskOption:
 
     path: Path
     mode: str = "rw"
-    interface: str = "virtio"
+    interface: str | None = None  # what suits the engine
+
+    def shape(self, engine: str) -> str:
+        """The name of the interface: Xen's in a Xen domain, else virtio, unless one was given."""
+        from bt.engines import ENGINES
+
+        return self.interface or ("xen" if ENGINES[engine].paravirtual else "virtio")
 
 
 def parse(text: str) -> DiskOption:
-    """``FILE[,ro|,overlay][,if=virtio|ata]``. Raises ArgumentTypeError (for argparse)."""
+    """``FILE[,ro|,overlay][,if=virtio|ata|xen]``. Raises ArgumentTypeError (for argparse)."""
     words = text.split(",")
     mode, interface = None, None
     # From the end: a file name may have commas too.
@@ -70,26 +77,27 @@ def parse(text: str) -> DiskOption:
     if len(words) > 1 and not Path(path).exists():
         raise argparse.ArgumentTypeError(f"{words[-1]!r} is no option of a disk, and there is no "
                                          f"file {path!r}")
-    return DiskOption(Path(path), mode or "rw", interface or "virtio")
+    return DiskOption(Path(path), mode or "rw", interface)
 
 
-def modules(disks: list[DiskOption]) -> list[str]:
+def modules(disks: list[DiskOption], engine: str) -> list[str]:
     """The Linux modules for these disks, in the order to load them in."""
-    return list(dict.fromkeys(m for disk in disks for m in INTERFACES[disk.interface].modules))
+    return list(dict.fromkeys(module for disk in disks
+                              for module in INTERFACES[disk.shape(engine)].modules))
 
 
-def root_device(disks: list[DiskOption]) -> str:
+def root_device(disks: list[DiskOption], engine: str) -> str:
     """Where Linux finds the first of these disks."""
-    return INTERFACES[disks[0].interface].first
+    return INTERFACES[disks[0].shape(engine)].first
 
 
 def attach(machine: Machine, disks: list[DiskOption]) -> None:
     """Give ``machine`` its disks, in this order. Raises InputError."""
+    shapes = [disk.shape(machine.engine.name) for disk in disks]
     for name, interface in INTERFACES.items():
-        if sum(disk.interface == name for disk in disks) > interface.most:
+        if shapes.count(name) > interface.most:
             raise InputError(f"at most {interface.most} disks of if={name}")
     from bt.devices.disk import Disk
 
-    for number, option in enumerate(disks):
-        disk = Disk(option.path, option.mode)
-        machine.add_disk(disk, option.interface, serial=f"ring1-{number}")
+    for number, (option, shape) in enumerate(zip(disks, shapes, strict=True)):
+        machine.add_disk(Disk(option.path, option.mode), shape, serial=f"ring1-{number}")

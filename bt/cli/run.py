@@ -185,9 +185,9 @@ def _plan_linux(options: argparse.Namespace, extras: devices.Devices) -> Plan:
         options.package or extras.kernel_package or fetch.KERNEL_PACKAGE)
     if options.initrd is None:
         if options.disk and options.command is None:
-            extra.append(initramfs.root_cpio(disks.root_device(options.disk)))
+            extra.append(initramfs.root_cpio(disks.root_device(options.disk, options.engine)))
         extra += extras.archives()
-        wanted = [*disks.modules(options.disk), *extras.modules]
+        wanted = [*disks.modules(options.disk, options.engine), *extras.modules]
         if wanted and not options.kernel:  # a kernel of one's own has its drivers built in
             from guests.linux.modules import Modules
 

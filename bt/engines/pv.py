@@ -23,6 +23,8 @@ class PvEngine(UnicornEngine):
         if guest.kind != "flat" and boot.is_linux(guest.path):
             from bt.engines import xen
             return xen.attach(host, guest.path, guest.cmdline, guest.initrd)
+        if host.domain_disks:
+            raise InputError("under pv only Linux has disks")
         loaded = super().load(host, guest)
         from bt.engines import ring1
         ring1.attach(host, guest.path)

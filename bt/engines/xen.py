@@ -46,6 +46,8 @@ def attach(host: EngineHost, path: Path, cmdline: str, initrd: Path | bytes | No
     bus.claim(host.power, EXIT, 1)
     host.vcpu.enter_xen(domain, state.hypercall, xen_cpuid, partial(io_allowed, host.vcpu, state))
     state.attach()
+    for disk in host.domain_disks:
+        state.add_disk(disk, host.dma, host.device_report)
     # One console for everything: what is COM2 elsewhere, a command's channel, is the same.
     host.use_console(state.console)
     return Loaded(domain.entry, "xen pv", domain.description)

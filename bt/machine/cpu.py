@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from bt.boot.entry import EntryState
+    from bt.devices.disk import Disk
     from bt.devices.reset import PowerControl
     from bt.machine.bus import Bus
+    from bt.machine.dma import Dma
     from bt.machine.ram import Ram
     from bt.machine.timers import TimerQueue
 
@@ -274,6 +276,13 @@ class EngineHost(Protocol):
     guest_bytes: int
     #: The date at power-on, in seconds since 1970 (UTC).
     wallclock_s: int
+    dma: Dma
+    #: Disks for a Xen domain, which has no bus to put them on.
+    domain_disks: list[Disk]
+
+    def device_report(self, text: str) -> None:
+        """A device was stopped, and why, for the user."""
+        ...
 
     def install_firmware(self) -> int:
         """Put into RAM what firmware leaves there: the address of the ACPI RSDP, 0 if none."""

@@ -153,6 +153,7 @@ class Machine:
         self.physical = Physical(self.ram, self.vcpu)
         self._hooks: ExitHooks | None = None
         self._ata: AtaChannel | None = None
+        self.domain_disks: list[Disk] = []
         #: Told each line about a device whose driver broke a rule.
         self.on_report: Callable[[str], None] = lambda text: None
         self._debugger: Debugger | None = None
@@ -293,7 +294,7 @@ class Machine:
         from bt.virtio.pci import VirtioPci  # costs what only such machines need
         try:
             # Without a local APIC nobody takes messages, and Linux 6.1 warns of the attempt.
-            self.pc.pci.add(VirtioPci(device, self.dma, self._device_report,
+            self.pc.pci.add(VirtioPci(device, self.dma, self.device_report,
                                       msix=self.pc.pci.on_message is not None))
         except ValueError as error:
             raise InputError(f"no room for one more {device.name}: {error}") from None
@@ -315,13 +316,17 @@ class Machine:
         return Host(HostWatcher(self.post), self.timers, self.vcpu.now_ns)
 
     def add_disk(self, disk: Disk, interface: str = "virtio", serial: str = "") -> None:
-        """A disk, as "virtio" or "ata" (at most two). Before the run. Raises InputError."""
+        """A disk, as "virtio", "ata" (at most two) or "xen". Before ``load``. Raises InputError."""
+        if (interface == "xen") != self.engine.paravirtual:
+            raise InputError("a Xen domain has no hardware: its disks are if=xen"
+                             if self.engine.paravirtual else "if=xen needs the engine pv")
+        if interface == "xen":
+            self.domain_disks.append(disk)
+            return
         if interface == "virtio":
             from bt.virtio.blk import VirtioBlk
             self.add_virtio(VirtioBlk(disk, serial.encode()))
             return
-        if self.engine.paravirtual:
-            raise InputError("a Xen domain has no ATA disk")
         from bt.devices.ata import AtaChannel
         if self._ata is None:
             self._ata = AtaChannel(self.bus, self.pc.isa_line(AtaChannel.IRQ))
@@ -330,7 +335,7 @@ class Machine:
                 self.pc.pci.add(PciIde())
         self._ata.add(disk, serial)
 
-    def _device_report(self, text: str) -> None:
+    def device_report(self, text: str) -> None:
         """Something about a device that a user should know; only the first so many are kept."""
         if len(self.stats.reports) < 100:
             self.stats.reports.append(text)

@@ -223,6 +223,11 @@ SCHED_SHUTDOWN = Struct("<I")
 SCHED_POLL = Struct("<QI4xQ")
 
 # <xen/grant_table.h>
+GTF_permit_access = 1
+GTF_type_mask = 3
+GTF_readonly = 4
+#: struct grant_entry_v1: flags, domid, frame.
+GRANT_ENTRY = Struct("<HHI")
 GNTTABOP_setup_table = 2
 GNTTABOP_query_size = 6
 GNTTABOP_set_version = 8
@@ -298,3 +303,32 @@ XENSTORE_RSP_CONS = 2056
 XENSTORE_RSP_PROD = 2060
 XENSTORE_SERVER_FEATURES = 2064
 XENSTORE_ERROR = 2072
+
+# <xen/io/xenbus.h>
+XenbusStateInitialising = 1
+XenbusStateInitWait = 2
+XenbusStateInitialised = 3
+XenbusStateConnected = 4
+XenbusStateClosing = 5
+XenbusStateClosed = 6
+
+# <xen/io/blkif.h>, the ring of <xen/io/ring.h>
+BLKIF_OP_READ = 0
+BLKIF_OP_WRITE = 1
+BLKIF_OP_FLUSH_DISKCACHE = 3
+BLKIF_MAX_SEGMENTS_PER_REQUEST = 11
+BLKIF_RSP_EOPNOTSUPP = -2
+BLKIF_RSP_ERROR = -1
+BLKIF_RSP_OKAY = 0
+BLKIF_REQ_PROD = 0
+BLKIF_REQ_EVENT = 4
+BLKIF_RSP_PROD = 8
+BLKIF_RSP_EVENT = 12
+BLKIF_RING = 64
+#: struct blkif_request: operation, nr_segments, handle, id, sector_number, and room for segments.
+BLKIF_REQUEST = Struct("<BBH4xQQ88x")
+BLKIF_REQUEST_SEG = 24
+#: struct blkif_request_segment: gref, first_sect, last_sect.
+BLKIF_SEGMENT = Struct("<IBB2x")
+#: struct blkif_response: id, operation, status.
+BLKIF_RESPONSE = Struct("<QBxh4x")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from bt.boot.xen import CONSOLE_PORT, STORE_PORT, XenDomain
 from bt.errors import InputError
@@ -28,6 +29,11 @@ from bt.xen.timer import Timers
 from bt.xen.vcpu import VcpuOps
 from bt.xen.version import Version
 from bt.xen.xenstore import StoreRing
+
+if TYPE_CHECKING:
+    from bt.devices.disk import Disk
+    from bt.machine.dma import Dma
+    from bt.xen.blkback import BlockBackend
 
 _MASK = (1 << 64) - 1
 _SIGN = 1 << 63
@@ -72,6 +78,7 @@ class XenDomainState:
         self.memory = Memory(guest, ram, domain)
         self.grants = Grants(core, guest, domain.frames)
         self.physdev = PhysDev(guest)
+        self.disks: list[BlockBackend] = []
         self.version = Version(guest)
         #: Calls that we do not have, by hypercall name and sub-operation.
         self.refused: Counter[str] = Counter()
@@ -86,6 +93,15 @@ class XenDomainState:
             32: self.events.event_channel_op,
             33: self.physdev.physdev_op,
         }
+
+    def add_disk(self, disk: Disk, dma: Dma, report: Callable[[str], None]) -> None:
+        """One more virtual disk (xvda, xvdb, ...). Before the guest runs. Raises InputError."""
+        from bt.xen.blkback import MAX_DISKS, BlockBackend  # costs what only such domains need
+        if len(self.disks) == MAX_DISKS:
+            raise InputError(f"a domain has room for {MAX_DISKS} disks")
+        self.disks.append(BlockBackend(
+            len(self.disks), disk, store=self.store, events=self.events, grants=self.grants,
+            dma=dma, core=self._core, report=report))
 
     def attach(self) -> None:
         """Hold the pages that guest and VMM share, once the core knows the domain.

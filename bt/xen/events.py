@@ -86,6 +86,17 @@ class Events:
 
         return send
 
+    def serve(self, port: int, notify: Callable[[], None]) -> Callable[[], None] | None:
+        """Connect a backend of ours to ``port``, which the guest has opened to domain 0.
+
+        As :meth:`connect`; None if the port is not open to it.
+        """
+        channel = self.ports.get(port)
+        if channel is None or channel.status != abi.EVTCHNSTAT_unbound \
+                or channel.domid != BACKEND_ID:
+            return None
+        return self.connect(port, notify)
+
     def raise_virq(self, virq: int) -> None:
         """A virtual interrupt. Nothing happens if the guest has not bound it."""
         channel = self._virqs.get(virq)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""grant_table_op (20): set up the grant table, version 1. Nobody maps grants: there is no backend.
+"""grant_table_op (20): set up the grant table, version 1. Backends of ours look grants up in it.
+
+A backend is done with a page before the guest runs again, so the bits that say "in use" are never
+seen set and are not written.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ import struct
 from bt.xen import abi
 from bt.xen.frames import GRANT_FRAMES, XenFrames
 from bt.xen.guest import Core, GuestMemory, XenError
-from bt.xen.store import DOMAIN_ID
+from bt.xen.store import BACKEND_ID, DOMAIN_ID
 
 # Requests that one hypercall may carry.
 _MAX_COUNT = 64
@@ -29,6 +32,20 @@ class Grants:
             abi.GNTTABOP_set_version: (self._set_version, abi.SET_VERSION.size),
             abi.GNTTABOP_get_version: (self._get_version, abi.GET_VERSION.size),
         }
+
+    def page(self, reference: int, *, write: bool) -> int | None:
+        """Guest-physical address of the page that the guest grants to domain 0; None if it does
+        not, or not for writing, or if the page is not its own."""
+        frame, entry = divmod(reference, abi.PAGE_SIZE // abi.GRANT_ENTRY.size)
+        if not 0 <= frame < len(self._frames):
+            return None
+        flags, domid, mfn = abi.GRANT_ENTRY.unpack_from(
+            self._vmm.ram.view,
+            (self._frames[frame] << abi.PAGE_SHIFT) + entry * abi.GRANT_ENTRY.size)
+        if flags & abi.GTF_type_mask != abi.GTF_permit_access or domid != BACKEND_ID \
+                or mfn >= self._vmm.nr_pages or (write and flags & abi.GTF_readonly):
+            return None
+        return mfn << abi.PAGE_SHIFT
 
     def grant_table_op(self, operation: int, pointer: int, count: int, *_: int) -> int:
         found = self._operations.get(operation)

@@ -9,6 +9,7 @@ if nothing else has changed meanwhile.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 from bt.xen import abi
@@ -81,6 +82,7 @@ class Store:
         self._last_id = 0
         self._watches: list[Watch] = []
         self.events: list[tuple[str, bytes]] = []
+        self._observers: list[tuple[str, Callable[[], None]]] = []
 
     # For the VMM --------------------------------------------------------------------------------
 
@@ -94,6 +96,10 @@ class Store:
             self._nodes.setdefault(parent, Node(b"", (f"n{BACKEND_ID}", f"r{DOMAIN_ID}")))
         self._nodes[path] = Node(data, rights)
         self._changed(path, False)
+
+    def observe(self, path: str, changed: Callable[[], None]) -> None:
+        """Call ``changed()`` when ``path`` is written or goes, by whomever."""
+        self._observers.append((path, changed))
 
     def get(self, path: str) -> bytes | None:
         """The value at an absolute path, None if there is no such node."""
@@ -286,6 +292,9 @@ class Store:
                 self._report(seen, watch)
             elif removed and _below(watch.absolute, path):
                 self._report(watch.path, watch)
+        for observed, changed in self._observers:
+            if path == observed or removed and _below(observed, path):
+                changed()
 
     def _report(self, path: str, watch: Watch) -> None:
         if len(self.events) < MAX_EVENTS:

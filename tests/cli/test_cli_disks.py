@@ -18,7 +18,7 @@ from bt.machine.machine import Machine
     ("a.img", DiskOption(Path("a.img"))),
     ("a.img,ro", DiskOption(Path("a.img"), "ro")),
     ("a.img,if=ata,overlay", DiskOption(Path("a.img"), "overlay", "ata")),
-    ("a.img,overlay,if=virtio", DiskOption(Path("a.img"), "overlay")),
+    ("a.img,overlay,if=virtio", DiskOption(Path("a.img"), "overlay", "virtio")),
 ])
 def test_options(text: str, option: DiskOption) -> None:
     assert disks.parse(text) == option
@@ -38,9 +38,11 @@ def test_what_is_wrong(text: str) -> None:
 
 def test_modules_and_root() -> None:
     ata, virtio = DiskOption(Path("a"), interface="ata"), DiskOption(Path("b"))
-    assert disks.modules([virtio, virtio]) == ["virtio_pci", "virtio_blk"]
-    assert disks.modules([]) == []
-    assert disks.root_device([ata, virtio]) == "/dev/sda"
+    assert disks.modules([virtio, virtio], "bt") == ["virtio_pci", "virtio_blk"]
+    assert disks.modules([], "bt") == []
+    assert disks.modules([virtio], "pv") == ["xen_blkfront"]
+    assert disks.root_device([virtio], "pv") == "/dev/xvda"
+    assert disks.root_device([ata, virtio], "bt") == "/dev/sda"
 
 
 def test_attach(tmp_path: Path) -> None:
@@ -62,5 +64,7 @@ def test_where_there_is_no_pci(tmp_path: Path) -> None:
     image.write_bytes(bytes(4096))
     with pytest.raises(InputError, match="--machine pc"):
         disks.attach(Machine(machine="legacy", ram_bytes=16 << 20), [DiskOption(image)])
-    with pytest.raises(InputError, match="pv has none"):
-        disks.attach(Machine(engine="pv", ram_bytes=16 << 20), [DiskOption(image)])
+    for engine, interface in (("pv", "virtio"), ("pv", "ata"), ("bt", "xen")):
+        with pytest.raises(InputError, match="if=xen"):
+            disks.attach(Machine(engine=engine, ram_bytes=16 << 20),
+                         [DiskOption(image, interface=interface)])

@@ -38,9 +38,10 @@ def record(number: int) -> bytes:
 
 def run_and_kill(image: Path, interface: str, rng: random.Random) -> list[int]:
     """The files that the guest said were on the disk before it was killed."""
-    device = {"virtio": "/dev/vda", "ata": "/dev/sda"}[interface]
+    device = {"virtio": "/dev/vda", "ata": "/dev/sda", "xen": "/dev/xvda"}[interface]
+    engine = "pv" if interface == "xen" else "bt"
     process = subprocess.Popen(
-        bt_command("run", "linux", "--timeout", str(PATIENCE), "--disk",
+        bt_command("run", "linux", "--engine", engine, "--timeout", str(PATIENCE), "--disk",
                    f"{image},if={interface}", "--", "sh", "-c", SCRIPT.format(device=device)),
         stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, cwd=ROOT)
     assert process.stdout is not None
@@ -60,7 +61,8 @@ def run_and_kill(image: Path, interface: str, rng: random.Random) -> list[int]:
     return [int(line) for line in said.split(b"\n")[:-1]]
 
 
-@pytest.mark.parametrize(("interface", "seed"), [("virtio", 1), ("virtio", 2), ("ata", 3)])
+@pytest.mark.parametrize(("interface", "seed"), [
+    ("virtio", 1), ("virtio", 2), ("ata", 3), ("xen", 4)])
 def test_killed_in_the_middle(debian, tmp_path: Path, interface: str, seed: int) -> None:
     rng = random.Random(seed)
     image = tmp_path / "disk.img"

@@ -29,12 +29,14 @@ cat /sys/block/{name}/ro
 """
 
 
-@pytest.mark.parametrize(("machine", "interface", "name"), [
-    ("pc", "virtio", "vda"), ("pc", "ata", "sda"), ("legacy", "ata", "sda")])
-def test_read_and_write(bt, image: Path, machine: str, interface: str, name: str) -> None:
+@pytest.mark.parametrize(("options", "interface", "name"), [
+    ((), "virtio", "vda"), ((), "ata", "sda"), (("--machine", "legacy"), "ata", "sda"),
+    (("--engine", "pv"), "xen", "xvda")])
+def test_read_and_write(bt, image: Path, options: tuple[str, ...], interface: str,
+                        name: str) -> None:
     before = image.read_bytes()
-    result = bt("run", "linux", "--machine", machine, "--disk", f"{image},if={interface}", "--",
-                "sh", "-c", SCRIPT.format(name=name))
+    result = bt("run", "linux", *options, "--disk", f"{image},if={interface}", "--", "sh", "-c",
+                SCRIPT.format(name=name))
     digest, written, read_only = result.out.splitlines()
     assert digest.split()[0] == hashlib.sha256(before).hexdigest()
     assert (written, read_only) == ("written", "0")
@@ -45,14 +47,16 @@ def test_overlay_and_read_only(bt, image: Path) -> None:
     before = image.read_bytes()
     script = "echo new | dd of=/dev/vda conv=fsync; head -c 4 /dev/vda; cat /sys/block/vdb/ro; " \
         "dd if=/dev/zero of=/dev/vdb count=1 || echo refused"
-    result = bt("run", "linux", "--machine", "pc", "--disk", f"{image},overlay",
+    result = bt("run", "linux", "--disk", f"{image},overlay",
                 "--disk", f"{image},ro", "--", "sh", "-c", script)
     assert result.out.split() == ["new", "1", "refused"]
     assert image.read_bytes() == before
 
 
 @pytest.mark.skipif(shutil.which("mke2fs") is None, reason="needs e2fsprogs")
-def test_the_root_file_system_on_a_disk(bt, debian, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("engine", "device"), [("bt", "/dev/vda"), ("pv", "/dev/xvda")])
+def test_the_root_file_system_on_a_disk(bt, debian, tmp_path: Path, engine: str,
+                                        device: str) -> None:
     """Our initramfs mounts it and its own init takes over: here a script, on busybox."""
     tree = tmp_path / "tree"
     for folder in ("bin", "sbin", "dev", "proc", "sys"):
@@ -66,8 +70,8 @@ def test_the_root_file_system_on_a_disk(bt, debian, tmp_path: Path) -> None:
     (tree / "sbin/init").chmod(0o755)
     image = tmp_path / "root.img"
     subprocess.run(["mke2fs", "-q", "-t", "ext4", "-d", tree, image, "16M"], check=True)
-    result = bt("run", "linux", "--machine", "pc", "--disk", str(image))
-    assert "on disk, pid 1" in result.out and "/dev/vda / ext4 rw" in result.out
+    result = bt("run", "linux", "--engine", engine, "--disk", str(image))
+    assert "on disk, pid 1" in result.out and f"{device} / ext4 rw" in result.out
     check = subprocess.run(["e2fsck", "-fp", image], capture_output=True)
     assert check.returncode in (0, 1), check.stdout
     proof = subprocess.run(["debugfs", "-R", "cat /proof", image], capture_output=True)
@@ -75,6 +79,6 @@ def test_the_root_file_system_on_a_disk(bt, debian, tmp_path: Path) -> None:
 
 
 def test_a_disk_without_a_root_file_system_gives_a_shell(bt, image: Path) -> None:
-    result = bt("run", "linux", "--machine", "pc", "--disk", str(image),
+    result = bt("run", "linux", "--disk", str(image),
                 input=b"cat /proc/partitions\npoweroff -f\n")
     assert "no root file system" in result.out and "8192 vda" in result.out

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(
 
 INCLUDES = ("xen.h", "features.h", "elfnote.h", "memory.h", "vcpu.h", "event_channel.h",
             "grant_table.h", "physdev.h", "sched.h", "version.h", "io/console.h", "io/xs_wire.h",
-            "errno.h")
+            "errno.h", "io/xenbus.h", "io/blkif.h")
 
 # Names of ours for the offset of a field, and names that are no macro of these headers.
 OFFSETS = {
@@ -47,6 +47,12 @@ OFFSETS = {
     "XENSTORE_RSP_CONS": "offsetof(struct xenstore_domain_interface, rsp_cons)",
     "XENSTORE_RSP_PROD": "offsetof(struct xenstore_domain_interface, rsp_prod)",
     "XENSTORE_SERVER_FEATURES": "offsetof(struct xenstore_domain_interface, server_features)",
+    "BLKIF_REQ_PROD": "offsetof(struct blkif_sring, req_prod)",
+    "BLKIF_REQ_EVENT": "offsetof(struct blkif_sring, req_event)",
+    "BLKIF_RSP_PROD": "offsetof(struct blkif_sring, rsp_prod)",
+    "BLKIF_RSP_EVENT": "offsetof(struct blkif_sring, rsp_event)",
+    "BLKIF_RING": "offsetof(struct blkif_sring, ring)",
+    "BLKIF_REQUEST_SEG": "offsetof(struct blkif_request, seg)",
     "XENSTORE_ERROR": "offsetof(struct xenstore_domain_interface, error)",
 }
 ELSEWHERE = {"PAGE_SHIFT", "PAGE_SIZE", "E820_RAM"}
@@ -86,6 +92,10 @@ LAYOUTS = {
     "GET_VERSION": ("gnttab_get_version", "dom version"),
     "SET_IOPL": ("physdev_set_iopl", "iopl"),
     "SET_IOBITMAP": ("physdev_set_iobitmap", "bitmap nr_ports"),
+    "GRANT_ENTRY": ("grant_entry_v1", "flags domid frame"),
+    "BLKIF_REQUEST": ("blkif_request", "operation nr_segments handle id sector_number"),
+    "BLKIF_SEGMENT": ("blkif_request_segment", "gref first_sect last_sect"),
+    "BLKIF_RESPONSE": ("blkif_response", "id operation status"),
     "XSD_SOCKMSG": ("xsd_sockmsg", "type req_id tx_id len"),
 }
 

@@ -70,6 +70,12 @@ class FakeCore:
         self.held.add(pfn)
         return True
 
+    def xen_frame(self, pfn: int) -> tuple[int, int] | None:
+        """A page that cannot be written is a page table to whoever asks."""
+        if pfn >= NR_PAGES:
+            return None
+        return (1, 1) if pfn in self.readonly else (0, 0)
+
     def xen_share(self, pfn: int, writable: bool) -> None:
         self.shared[pfn] = writable
 
