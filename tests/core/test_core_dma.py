@@ -7,19 +7,23 @@ import threading
 import time
 
 import pytest
-from micro import Micro
+from micro import Micro, P, W
 
 PORT = 0x600
 ENGINES = pytest.mark.parametrize("engine", ["bt", "trap", "hvm"])
 
+MMIO, MMIO_AT = 0xE000_0000, 0x4000_0000
+DOORBELLS = {
+    "port": "mov dx, 0x600\n    out dx, al",
+    "memory": f"mov ebx, {MMIO_AT}\n    mov [rbx], eax",
+}
 SOURCE = """
     xor r15d, r15d
     mov r14d, 200
 again:
     call target
     add r15d, eax
-    mov dx, 0x600
-    out dx, al                  ; the device writes another MOV EAX over the target
+    {doorbell}                  ; the device writes another MOV EAX over the target
     call target
     shl eax, 8
     add r15d, eax
@@ -43,6 +47,8 @@ class Writer:
         self.at = micro.symbol("target") + 2
         self.count = 0
         self.machine.bus.claim(self, PORT, 1)
+        self.machine.bus.claim_mmio(self, MMIO, 4096)
+        micro.pages.map(MMIO_AT, MMIO, P | W)
 
     def read_port(self, port: int, size: int) -> int:
         return 0
@@ -52,10 +58,23 @@ class Writer:
         self.machine.dma.writable(self.at, 1)[0] = self.count
 
 
+    def read_mmio(self, gpa: int, size: int) -> int:
+        return 0
+
+    def write_mmio(self, gpa: int, size: int, value: int) -> None:
+        self.write_port(gpa, size, value)
+
+
 @ENGINES
 @pytest.mark.parametrize("hot", [0, 8])
-def test_what_a_device_writes_is_what_runs(engine: str, hot: int) -> None:
-    micro = Micro(SOURCE, engine=engine, hot=hot)
+@pytest.mark.parametrize("doorbell", DOORBELLS)
+@pytest.mark.parametrize("same_page", [False, True])
+def test_what_a_device_writes_is_what_runs(engine: str, hot: int, doorbell: str,
+                                           same_page: bool) -> None:
+    source = SOURCE.replace("{doorbell}", DOORBELLS[doorbell])
+    if same_page:
+        source = source.replace(".section other", "")
+    micro = Micro(source, engine=engine, hot=hot)
     writer = Writer(micro)
     result = micro.run()
     assert result.outcome.kind == "powered-off", result.outcome
