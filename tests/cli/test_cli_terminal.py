@@ -190,7 +190,7 @@ class TestWithoutATerminal:
         )
         if 0 in closed:
             with pytest.raises(subprocess.TimeoutExpired):
-                process.communicate(timeout=0.5)
+                process.communicate(timeout=3)  # nothing says when it is ready for the signal
             process.terminate()
             out, err = process.communicate(timeout=20)
             assert process.returncode == 128 + signal.SIGTERM

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import pytest
 
 from bt.machine.machine import Machine
@@ -52,5 +53,6 @@ def test_the_report_of_a_panic_has_names(bt) -> None:
     result = bt("run", "linux", "--", "sh", "-c", "echo c > /proc/sysrq-trigger")
     assert result.status == 3
     report = result.err[result.err.index("bt: the guest died"):]
-    assert "  in native_machine_emergency_restart+0x" in report
+    # Where a kernel that gave up stops: at the reset register that ACPI names.
+    assert re.search(r"  in (acpi_\w+|native_machine_emergency_restart)\+0x", report)
     assert "<acpi_reboot>" in report
