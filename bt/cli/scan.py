@@ -25,11 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of ``bt scan``."""
     parser.epilog = (
         "FILE: an ELF file (kernel, module, program), a Linux bzImage, a PE driver or kernel, each "
-        "also packed with gzip, xz, zstd...; a flat binary with --arch; or a folder of them. "
-        "docs/scan.md says what is counted."
+        "also packed with gzip, xz, zstd...; a flat binary with --arch; a guest that bt guests "
+        "lists; or a folder of files. docs/scan.md says what is counted."
     )
     add = parser.add_argument
-    add("files", nargs="+", type=Path, metavar="FILE", help="a guest binary, or a folder of them")
+    add("files", nargs="+", type=Path, metavar="FILE",
+        help="a guest binary or its name, or a folder of binaries")
     add("--arch", type=int, choices=(16, 32, 64), help="FILE is a flat binary of this code size")
     add("--base", type=address, metavar="ADDRESS", help="where a flat binary is loaded (default 0)")
     add("--ring", type=int, choices=(0, 3),
@@ -124,8 +125,24 @@ def _paths(named: list[Path]) -> tuple[dict[Path, int], set[Path]]:
                     found.add(file)
                     paths[file] = len(paths)
         else:
-            paths.setdefault(path, len(paths))
+            paths.setdefault(_file(path), len(paths))
     return paths, found
+
+
+def _file(path: Path) -> Path:
+    """The file of that name, or the image of the guest of that name. May fetch a kernel."""
+    if path.exists() or len(path.parts) != 1:
+        return path
+    if path.name == "linux":
+        from guests.linux import fetch
+        return fetch.kernel()
+    import guests
+    if path.name in (guest.name for guest in guests.all_guests()):
+        try:
+            return guests.image(path.name)
+        except OSError as error:
+            raise InputError(f"cannot build the guest {path.name}: {error}") from None
+    return path
 
 
 def _order(paths: dict[Path, int], path: str) -> int:

@@ -27,15 +27,12 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[str] | None]
     left: int = 1
-    title: str = ""
 
     def write(self, out: TextIO, rich: bool) -> None:
         """Print it."""
         if rich:
             self._write_rich(out)
             return
-        if self.title:
-            out.write(f"{self.title}\n")
         lines = [self.head, *(row for row in self.rows if row is not None)]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         for line in lines:
@@ -50,19 +47,23 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(title=self.title or None, box=box.SIMPLE_HEAD, title_justify="left",
-                          title_style="bold", pad_edge=False)
+        table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False,
+                          padding=(0, 1, 0, 0))
         for at, name in enumerate(self.head):
             words = at < self.left
-            table.add_column(name, justify="left" if words else "right", no_wrap=not words,
-                             overflow="fold")
+            # In two lines, so that eleven columns fit: "pv" over "hypercall".
+            head = name if words else name.replace(" ", "\n", 1)
+            table.add_column(Text(head), justify="left" if words else "right", overflow="fold",
+                             no_wrap=not words)
         for row in self.rows:
             if row is None:
                 table.add_section()
             else:
                 # Text and not str: names from a file are no markup.
                 table.add_row(*map(Text, row))
-        Console(file=out, highlight=False).print(table)
+        console = Console(file=out, highlight=False)
+        console.print(table)
+        console.print()
 
 
 def number(value: int) -> str:
@@ -104,14 +105,14 @@ def size(value: int) -> str:
     return f"{value / 1024:,.0f} KB" if value < 10 << 20 else f"{value / (1 << 20):,.1f} MB"
 
 
-def by_instruction(results: Iterable[Result], title: str = "") -> Table:
-    """A row an instruction, in the order of the classes and the table, with subtotals."""
+def by_instruction(results: Iterable[Result]) -> Table:
+    """A row an instruction, in the order of the table, under a row with its class and totals."""
     results = list(results)
     user = all(result.user for result in results)
     counts = merged(results)
-    head = ["instruction", "class", "faults", "sites", *(f"bt {how}" for how in BT)]
+    head = ["", "faults", "sites", *(_heading("bt", how) for how in BT)]
     if not user:
-        head += [f"pv {how}" for how in PV]
+        head += [_heading("pv", how) for how in PV]
 
     def cells(keys: dict[Key, int]) -> list[str]:
         found = [number(sum(keys.values()))]
@@ -125,16 +126,22 @@ def by_instruction(results: Iterable[Result], title: str = "") -> Table:
         of_class = {k: n for k, n in counts.items() if TABLE[k.row].instr_class == name}
         if not of_class:
             continue
+        rows.append([name, "", *cells(of_class)])
         for row in sorted({TABLE[k.row] for k in of_class}, key=lambda row: row.id):
             of_row = {k: n for k, n in of_class.items() if k.row == row.id}
-            rows.append([row.name, name, _faults(row), *cells(of_row)])
-        rows += [[f"all {name}", "", "", *cells(of_class)], None]
-    rows.append(["all", "", "", *cells(counts)])
-    return Table(head, rows, 3, title)
+            rows.append([f"  {row.name}", _faults(row), *cells(of_row)])
+        rows.append(None)
+    rows.append(["all", "", *cells(counts)])
+    return Table(head, rows, 2)
+
+
+def _heading(engine: str, how: str) -> str:
+    """Short enough that eleven columns fit in 80 characters."""
+    return f"{engine} {'left' if how == 'untouched' else how}"
 
 
 def _faults(row: Row) -> str:
-    return "yes" if row.traps else "no: a hole" if is_hole(row) else "no"
+    return "yes" if row.traps else "hole" if is_hole(row) else "no"
 
 
 def merged(results: Iterable[Result]) -> dict[Key, int]:
@@ -180,22 +187,22 @@ def side_by_side(results: Sequence[Result]) -> Table:
         for key, n in result.counts.items():
             total[key.row] += n
     rows: list[Sequence[str] | None] = [
-        ["instructions", "", *(f"{r.instructions:,}" for r in results)],
-        ["code, bytes", "", *(f"{r.code_bytes:,}" for r in results)], None]
+        ["instructions", *(f"{r.instructions:,}" for r in results)],
+        ["code, bytes", *(f"{r.code_bytes:,}" for r in results)], None]
     for name in CLASSES:
         ids = sorted({id for total in totals for id in total if TABLE[id].instr_class == name})
-        rows += [[TABLE[id].name, name, *(number(total[id]) for total in totals)] for id in ids]
         if ids:
-            rows += [[f"all {name}", "", *(number(sum(total[id] for id in ids))
-                                           for total in totals)], None]
-    rows.append(["all", "", *(number(result.total) for result in results)])
-    rows.append(["holes", "", *(number(sum(n for id, n in total.items() if is_hole(TABLE[id])))
-                                for total in totals)])
-    for how in BT:
-        rows.append([f"bt {how}", "", *(number(_how(result, "bt", how)) for result in results)])
-    for how in PV:
-        rows.append([f"pv {how}", "", *(number(_how(result, "pv", how)) for result in results)])
-    return Table(["", "class", *names], rows, 2)
+            rows.append([name, *(number(sum(total[id] for id in ids)) for total in totals)])
+            rows += [[f"  {TABLE[id].name}", *(number(total[id]) for total in totals)]
+                     for id in ids]
+            rows.append(None)
+    rows.append(["all", *(number(result.total) for result in results)])
+    rows.append(["holes", *(number(sum(n for id, n in total.items() if is_hole(TABLE[id])))
+                            for total in totals)])
+    for engine, ways in (("bt", BT), ("pv", PV)):
+        rows += [[_heading(engine, how), *(number(_how(r, engine, how)) for r in results)]
+                 for how in ways]
+    return Table(["", *names], rows)
 
 
 def _how(result: Result, engine: str, how: str) -> int:
