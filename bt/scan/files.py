@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import bisect
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -274,11 +275,19 @@ def _an(what: str) -> str:
 
 
 def listed(path: Path) -> Iterator[Path]:
-    """The regular files of a folder and of those in it, by name; links to folders are not followed.
+    """The regular files of a folder and of those in it, by name, each once whatever its names are.
+
+    Links to folders are not followed.
     """
+    seen: set[tuple[int, int]] = set()
     for folder, folders, names in os.walk(path):
         folders.sort()
-        for name in sorted(names):
-            file = Path(folder, name)
-            if file.is_file():
+        files = [Path(folder, name) for name in sorted(names)]
+        for file in sorted(files, key=Path.is_symlink):     # the file itself before a link to it
+            try:
+                status = file.stat()
+            except OSError:                                 # a link to nothing
+                continue
+            if stat.S_ISREG(status.st_mode) and (status.st_dev, status.st_ino) not in seen:
+                seen.add((status.st_dev, status.st_ino))
                 yield file

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TextIO
 
 from bt.scan.work import CLASSES, Key, Result, Site, text_of
@@ -213,16 +215,17 @@ def by_file(results: Sequence[Result], top: int) -> Table:
     """A row a file, those with most sites first."""
     ranked = sorted(results, key=lambda r: (-r.total, r.path))
     shown = ranked[:top or None]
-    rows: list[Sequence[str] | None] = [_file_cells(result) for result in shown]
+    # What all paths begin with is said once, above the column.
+    paths = [Path(r.path).absolute() for r in results]
+    folder = os.path.commonpath([path.parent for path in paths])
+    rows: list[Sequence[str] | None] = [
+        _cells(os.path.relpath(r.path, folder), r.kind, [r]) for r in shown]
     rest = ranked[len(shown):]
     if rest:
         rows.append(_cells(f"{len(rest):,} more files", "", rest))
     rows += [None, _cells("all", "", ranked)]
-    return Table(["file", "kind", "instructions", *CLASSES, "holes", "sites"], rows, 2)
-
-
-def _file_cells(result: Result) -> list[str]:
-    return _cells(result.path, result.kind, [result])
+    return Table([f"in {folder}", "kind", "instructions", *CLASSES, "holes",
+                  "sites"], rows, 2)
 
 
 def _cells(name: str, kind: str, results: Sequence[Result]) -> list[str]:

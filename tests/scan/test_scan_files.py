@@ -201,6 +201,8 @@ def test_folders_are_listed_without_following_loops(tmp_path) -> None:
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     (tmp_path / "z").write_text("x")
     (tmp_path / "dangling").symlink_to("/nonexistent")
+    (tmp_path / "another-name").symlink_to(tmp_path / "z")
+    (tmp_path / "zz").hardlink_to(tmp_path / "z")
     assert [str(p.relative_to(tmp_path)) for p in listed(tmp_path)] == ["z", "a/b/file"]
 
 
