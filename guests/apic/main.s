@@ -92,11 +92,10 @@ show_the_apics:
     mov dword ptr [rbx + LAPIC_ICR_HIGH], 0
     mov dword ptr [rbx + LAPIC_ICR], SELF + \vector
 .endm
-.macro OPEN                     ; interrupts on for a moment
+.macro OPEN                     ; interrupts on for a moment: as long as two OUTs take
     sti
-    nop
-    nop
-    nop
+    out 0x80, al
+    out 0x80, al
     cli
 .endm
 .macro END_OF_INTERRUPT

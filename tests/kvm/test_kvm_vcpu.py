@@ -38,7 +38,7 @@ def guest(name: str, engine: str) -> tuple[Outcome, str, Machine]:
 # Guests ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["hello", "tasks"])
+@pytest.mark.parametrize("name", ["hello", "tasks", "apic"])
 def test_a_guest_prints_what_it_prints_under_bt(name: str) -> None:
     outcome, text, machine = guest(name, "kvm")
     assert (outcome.kind, outcome.status) == ("powered-off", 0), text

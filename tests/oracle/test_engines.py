@@ -52,8 +52,9 @@ def test_the_legacy_board_is_enough_for_them(native, name):
     assert runners.run_bt(guests.image(name), "bt", "--machine", "legacy") == native(name)
 
 
-def test_interrupt_controllers_need_no_translator(native):
-    assert runners.run_bt(guests.image("apic"), "trap") == native("apic")
+@pytest.mark.parametrize("engine", ["trap", "hvm"])
+def test_interrupt_controllers_need_no_translator(native, engine):
+    assert runners.run_bt(guests.image("apic"), engine) == native("apic")
 
 
 def test_there_are_no_apics_on_the_legacy_board():
