@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bt.cli import devices, disks
+from bt.cli import devices, disks, gdb
 from bt.cli import options as values
 from bt.cli.stdin import END, READY, encode, for_hvc
 from bt.errors import EXIT_GUEST_DIED, EXIT_TIME_LIMIT, InputError
@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--record", type=Path, metavar="DIR", help="keep what `bt inspect` shows in the new DIR")
     add("--timeout", type=values.seconds, metavar="SECONDS", help="stop after so long, status 124")
     add("--trace", action="store_true", help="write every exit to stderr")
+    gdb.add_arguments(add)
     add("-v", "--verbose", action="store_true", help="say more; with CMD, show the console too")
 
 
@@ -133,7 +134,8 @@ def _run(options: argparse.Namespace, extras: devices.Devices) -> int:
         recorder = Recorder(options.record, machine, {
             "guest": options.guest, "engine": options.engine, "image": str(plan.path),
             "cmdline": plan.cmdline, "kind": loaded.kind})
-    outcome = session.run(machine, options.timeout)
+    door = None if options.gdb is None else gdb.Door(options.gdb, plan.path)
+    outcome = session.run(machine, options.timeout, door)
     if recorder is not None:
         recorder.close({"outcome": outcome.kind, "status": str(outcome.status)},
                        machine.symbols())
@@ -289,6 +291,7 @@ class _Session:
         self._at_line_start = True
         self._left: tuple[int, str] | None = None
         self._machine: Machine | None = None
+        self._door: gdb.Door | None = None
         self.channels: dict[int, Callable[[bytes], None]] = {}
         if self._has_command:
             self._awaits_ready = plan.passes_stdin
@@ -307,11 +310,12 @@ class _Session:
             hold=self._has_command or (self._awaits_ready and not os.isatty(0)),
         )
 
-    def run(self, machine: Machine, timeout: float | None) -> Outcome:
+    def run(self, machine: Machine, timeout: float | None, door: gdb.Door | None) -> Outcome:
         """Run ``machine`` (with this object's sinks) while the terminal is connected to it."""
         self._machine = machine
+        self._door = door
         with self._terminal:
-            return machine.run(timeout=timeout)
+            return machine.run(timeout=timeout) if door is None else door.run(machine, timeout)
 
     def finish(self, outcome: Outcome) -> int:
         """Say how it ended where that needs words; the exit status."""
@@ -386,6 +390,8 @@ class _Session:
         assert self._machine is not None
         self._left = (status, reason)
         self._machine.stop(reason)
+        if self._door is not None:
+            self._door.leave()
 
     def _show_kept_console(self) -> None:
         self._command_errors(bytes(self._kept[-_KEPT_CONSOLE:]).replace(b"\r\n", b"\n"))

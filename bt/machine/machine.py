@@ -146,7 +146,7 @@ class Machine:
         self._input: deque[tuple[int, bytes]] = deque()
         self._posted: deque[Callable[[], None]] = deque()
         self._stopped: Outcome | None = None
-        self._left_at: float | None = None  # host time at the end of the last run, s
+        self._left_at: float | None = time.perf_counter()   # when no time passes for the guest, s
         self._flushes = False
         self.registers = Registers(self.vcpu)
         self.memory = Memory(self.vcpu)
@@ -382,12 +382,15 @@ class Machine:
 
     def stop(self, reason: str) -> None:
         """End the run soon, with kind "stopped" ("timeout" for that reason). From any thread."""
-        self._stopped = Outcome("timeout", 124) if reason == "timeout" else Outcome("stopped", 0)
+        if self._stopped is None or self._stopped.kind not in ("timeout", "stopped"):
+            self._stopped = Outcome("timeout", 124) if reason == "timeout" else \
+                Outcome("stopped", 0)
         self.vcpu.kick()
 
     def pause(self, kind: str) -> None:
         """As `stop`, with another kind of outcome: the caller means to go on."""
-        self._stopped = Outcome(kind, 0)
+        if self._stopped is None:
+            self._stopped = Outcome(kind, 0)
         self.vcpu.kick()
 
     # The loop ---------------------------------------------------------------------------------
@@ -421,7 +424,7 @@ class Machine:
                     self._halt()
                 elif why != Stop.DEBUGGED:
                     self._die(why)
-                elif self.debugger.hit():
+                elif self.debugger.hit() and self._stopped is None:
                     self._stopped = Outcome("breakpoint", 0)
         finally:
             self._running = False
