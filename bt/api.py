@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from bt.engines import ENGINES
 from bt.errors import InputError
 from bt.machine import machine
+
+if TYPE_CHECKING:
+    from bt.cli.devices import Devices
 
 Until = str | re.Pattern[str] | Callable[["Machine"], object]
 
@@ -32,6 +35,7 @@ class Machine(machine.Machine):
         self._matched = 0  # how much of the console a run has waited for already
         self._until: Until | None = None
         self._output = bytearray()
+        self._devices: Devices | None = None
         keywords.setdefault("channels", {2: self._output.extend, 3: self._output.extend})
         super().__init__(console=self._take_console, **keywords)
 
@@ -40,18 +44,27 @@ class Machine(machine.Machine):
     @classmethod
     def linux(cls, command: Sequence[str] | None = None, *, engine: str = "bt",
               kernel: str | Path | None = None, package: str | None = None,
-              initrd: str | Path | None = None, append: str = "", **keywords: Any) -> Self:
+              initrd: str | Path | None = None, append: str = "", net: Sequence[str] = (),
+              share: Sequence[str] = (), **keywords: Any) -> Self:
         """Debian's kernel (or ``kernel``) with a busybox; fetched when it is not there yet.
 
         With ``command`` the guest runs that and ends; :attr:`output` has what it wrote, and the
-        outcome its status. Without one it gives a shell on the console. Raises InputError.
+        outcome its status. Without one it gives a shell on the console. ``net`` and ``share`` are
+        network cards and shared folders, as the options of ``bt run`` say it (docs/networking.md).
+        Raises InputError.
         """
+        from bt.cli.devices import Devices
         from guests.linux import fetch, initramfs
 
+        devices = Devices.asked_for(net, share, deterministic=keywords.get("deterministic", False))
         vm = cls(engine=engine, **keywords)
+        vm._devices = devices
+        devices.attach(vm)
         path = Path(kernel) if kernel is not None else \
-            fetch.kernel(package or fetch.KERNEL_PACKAGE)
-        extra = [] if command is None else [initramfs.command_cpio(command)]
+            fetch.kernel(package or devices.kernel_package or fetch.KERNEL_PACKAGE)
+        extra = devices.archives(None if kernel is not None else path)
+        if command is not None:
+            extra.append(initramfs.command_cpio(command))
         image = initramfs.initramfs(fetch.busybox(), extra) if initrd is None else Path(initrd)
         console = "hvc0" if ENGINES[engine].paravirtual else "ttyS0"
         vm.load(path, cmdline=f"console={console} panic=-1 {append}".rstrip(), initrd=image)
@@ -75,6 +88,20 @@ class Machine(machine.Machine):
         if name not in names:
             raise InputError(f"no guest {name!r}: one of {', '.join(names)}")
         return cls.from_elf(guests.image(name), engine=engine, **keywords)
+
+    def close(self) -> None:
+        """Unplug network cards and give back what they hold of the host. ``with`` does it too."""
+        if self._devices is not None:
+            self._devices.close()
+        if "host" in self.__dict__:
+            self.host.watcher.close()
+            del self.__dict__["host"]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     # The console ------------------------------------------------------------------------------
 

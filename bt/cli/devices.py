@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bt.cli import net, share
@@ -44,6 +45,18 @@ class Devices:
         self._cards = [net.make(number, option) for number, option in
                        enumerate(net.check(options.net, options.deterministic))]
 
+    @classmethod
+    def asked_for(cls, nets: Sequence[str], shares: Sequence[str], *,
+                  deterministic: bool) -> Devices:
+        """For programs: network cards and folders in the words of the command line."""
+        try:
+            return cls(argparse.Namespace(
+                net=[net.parse(text) for text in nets],
+                share=[share.parse(text) for text in shares], console=CONSOLES[0], rng=False,
+                deterministic=deterministic, verbose=False))
+        except argparse.ArgumentTypeError as error:
+            raise InputError(str(error)) from None
+
     @property
     def modules(self) -> list[str]:
         """The Linux modules for them, in the order to load them in."""
@@ -60,11 +73,17 @@ class Devices:
         """The Debian kernel that has what they need, when not every kernel has it."""
         return share.KERNEL_PACKAGE if self._shares else None
 
-    def archives(self) -> list[bytes]:
-        """What our initramfs needs besides, to set them up."""
-        from guests.linux import initramfs
+    def archives(self, kernel: Path | None = None) -> list[bytes]:
+        """What our initramfs needs besides, to set them up; with the modules, given Debian's
+        ``kernel``.
+        """
+        from guests.linux import fetch, initramfs
 
         found = []
+        if kernel is not None and self.modules:
+            from guests.linux.modules import Modules
+
+            found.append(Modules(*fetch.modules(kernel)).archive(self.modules))
         if self._cards:
             found.append(initramfs.net_cpio([card.setup for card in self._cards]))
         if self._shares:

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 from linuxrig import PATIENCE, ROOT, bt_command
 
+from bt import InputError, Machine
+
 #: Asks until the other guest has booted.
 FETCH = "until wget -q -O - http://10.0.1.1/passwd 2>/dev/null; do sleep 0.2; done"
 
@@ -130,3 +132,18 @@ def test_random_bytes_repeat_when_the_run_does(bt):
     first, second = bt(*command), bt(*command)
     assert first.status == 0 and first.out.startswith("virtio_rng.0\n")
     assert first.out == second.out
+
+
+def test_from_python(debian, fetched, tmp_path: Path):
+    fetched("linux-image-amd64")
+    (tmp_path / "page").write_text("from the host\n")
+    with Machine.linux(["sh", "-c", "cat /mnt/share/page; cat /sys/class/net/*/address"],
+                       share=[str(tmp_path)], net=[f"unix:{tmp_path}/cable"]) as vm:
+        assert vm.run(timeout=PATIENCE).status == 0
+        assert vm.output.splitlines()[0] == b"from the host"
+        assert b"52:54:00:72:31:01" in vm.output
+        assert (tmp_path / "cable").exists()
+    assert not (tmp_path / "cable").exists()
+    for wrong in ({"net": ["bogus"]}, {"share": [""]}, {"net": ["user"], "deterministic": True}):
+        with pytest.raises(InputError):
+            Machine.linux(["true"], **wrong)
