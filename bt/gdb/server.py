@@ -88,9 +88,10 @@ class GdbServer:
         machine.stop("gdb")
         return machine.run()
 
-    def wait(self, *sockets: socket.socket) -> list[object]:
+    def wait(self, *sockets: socket.socket) -> list[socket.socket | int]:
         """Those of ``sockets`` that have something; none when the machine is to end."""
-        ready, _, _ = select.select([*sockets, self._wake_read], [], [])
+        watched: list[socket.socket | int] = [*sockets, self._wake_read]
+        ready, _, _ = select.select(watched, [], [])
         return [] if self._left else [one for one in ready if one != self._wake_read]
 
     def _accept(self) -> socket.socket | None:
@@ -128,7 +129,8 @@ class _Listener:
         os.close(self._end_write)
 
     def _listen(self) -> None:
-        ready, _, _ = select.select([self._watched, self._end_read], [], [])
+        watched: list[socket.socket | int] = [self._watched, self._end_read]
+        ready, _, _ = select.select(watched, [], [])
         if self._watched in ready:
             self._wake()
 

@@ -56,7 +56,7 @@ def segments(elf: ElfFile) -> tuple[Segment, ...]:
 
 def symbol_file(elf: ElfFile) -> bytes:
     """The file for gdb."""
-    table = of_elf(elf.image)
+    table = of_elf(elf)
     parts = [section for section in elf.sections if section.flags & SHF_ALLOC and section.size]
     symbols, names = _symbol_table(elf.bits, table, parts)
     own = [(".symtab", SHT_SYMTAB, symbols), (".strtab", _SHT_STRTAB, names)]

@@ -24,7 +24,6 @@ _MAX_BYTES = 64 << 20
 _ENTRY = struct.Struct("<hhH")
 _SP, _BP = 5, 4                 # orc_types.h: ORC_REG_SP, ORC_REG_BP
 _PREV_SP = 1
-_CALL = 0                       # type: an ordinary frame (since 6.4 it is 2)
 # DWARF register numbers of x86-64 (psABI, 3.36)
 _RBP, _RSP, _RA = 6, 7, 16
 _ADVANCE1, _ADVANCE2, _ADVANCE4, _DEF_CFA, _SAME_VALUE, _UNDEFINED, _OFFSET = (

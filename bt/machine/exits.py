@@ -223,7 +223,7 @@ class Exit:
         self._decision = (core.INJECT, vector, error & 0xFFFF_FFFF)
 
     @property
-    def result(self) -> Result:
+    def result(self) -> Any:
         """What the guest gets: CPUID's four values, the value of RDMSR, RDTSC, MOV from CR or DR,
         IN, a port, a device or absent memory, the return value of a hypercall.
 
