@@ -205,7 +205,8 @@ class KvmVcpu(ExitHandlers, GuestView):
                 return Stop.KICKED
             if self._cr8_watch:
                 self._policy.cr8_crossed()
-            if self._intr:
+            if self._intr and not self._guest_debug.stepping:
+                # Not into a step over a breakpoint: it would come back to it.
                 self._deliver()
             if self._halted:
                 # Woken for something that is not an interrupt to the guest: it sleeps on.
@@ -215,6 +216,8 @@ class KvmVcpu(ExitHandlers, GuestView):
             except InterruptedError:
                 kicker.drain()
                 self._unfinished = False
+                if self._guest_debug.stepping:
+                    self._guest_debug.arm()
                 continue
             except OSError as error:
                 self._message = f"KVM_RUN: {error.strerror}"
