@@ -24,7 +24,7 @@ class Guest:
     name: str
     shows: str
     bits: int
-    engines: tuple[str, ...] = ("bt", "trap", "hvm")
+    engines: tuple[str, ...] = ("bt", "trap", "hvm", "kvm")
 
     @property
     def source(self) -> Path:

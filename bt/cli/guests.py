@@ -37,7 +37,7 @@ def rows() -> list[dict[str, Any]]:
         "name": "linux",
         "shows": "Debian's own cloud kernel with a busybox shell, fetched on first use",
         "image": str(kernel) if kernel else None,
-        "engines": ["bt", "pv", "hvm"],
+        "engines": ["bt", "pv", "hvm", "kvm"],
     }
     return [*found, linux]
 
