@@ -249,7 +249,7 @@ class KvmVcpu(ExitHandlers, GuestView):
         if name is not None:
             special = state.SpecialRegisters(self._cpu)
             self._policy.trace(BY_NAME[name].id, 0, state.general(self._cpu)["rip"],
-                               state.privilege(special))
+                               state.privilege(special), abi.EXIT_NAMES[reason])
 
     def _finish(self) -> None:
         """Let KVM finish the last exit's instruction, without running the next one.

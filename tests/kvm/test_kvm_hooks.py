@@ -192,4 +192,5 @@ def test_trace() -> None:
     machine.load(guests.image("hello"))
     assert machine.run(LIMIT_S).kind == "powered-off"
     lines = stream.getvalue().splitlines()
-    assert {" ".join(line.split()[1:3]) for line in lines} >= {"cpl0 OUT", "cpl0 IN"}
+    assert {" ".join(line.split()[1:4]) for line in lines} >= {
+        "cpl0 OUT KVM_EXIT_IO", "cpl0 IN KVM_EXIT_IO"}
