@@ -126,6 +126,14 @@ def test_a_32_bit_kernel_and_its_rings(tmp_path) -> None:
     assert {site.pv for site in as_user.sites} == {"untouched"}
 
 
+@pytest.mark.parametrize("name", ["nano-pv", "tasks-pv"])
+def test_64_bit_code_in_a_32_bit_file_that_cannot_be_followed(name) -> None:
+    """They reach long mode by a hypercall."""
+    result = scan(guests.image(name))
+    assert result.bits == 32 and max(result.sections, key=lambda s: s.size).bits == 64
+    assert sum(TABLE[s.row].name == "INT_N" for s in result.sites) > 20
+
+
 def test_a_user_program() -> None:
     result = scan(Path("/bin/true"))
     assert result.kind == "program" and result.user
