@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The machine's devices and how they are wired: the small legacy PC every kernel can boot on.
+"""The machine's devices and how they are wired: two boards, of which every kernel boots on one.
+
+``legacy`` is the PC of the eighties, with three serial ports:
 
 ====  ==========================  ===========================
 line  device                      ports
@@ -13,7 +15,7 @@ line  device                      ports
 -     debug console               0xe9
 ====  ==========================  ===========================
 
-``pc``, the default, has more:
+``pc``, the default, has more (and PCI takes what is added to the machine):
 
 ====  ==========================  ===========================
 -     local APIC                  0xfee00000

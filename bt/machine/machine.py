@@ -286,7 +286,10 @@ class Machine:
     # Devices beside the board's own ------------------------------------------------------------
 
     def add_virtio(self, device: VirtioDevice) -> None:
-        """Put a virtio device on the PCI bus. Before the run. Raises InputError without PCI."""
+        """Put a virtio device on the PCI bus. Before `load`, which makes the ACPI tables.
+
+        Raises InputError without PCI.
+        """
         if self.pc.pci is None:
             raise InputError(f"{device.name} needs a machine with PCI: "
                              + ("engine pv has none" if self.engine.paravirtual
