@@ -24,10 +24,10 @@ FETCH = "until wget -q -O - http://10.0.1.1/passwd 2>/dev/null; do sleep 0.2; do
 
 
 @contextmanager
-def first_on(cable: Path, *arguments: str) -> Iterator[None]:
+def first_on(cable: Path, *arguments: str, engine: str = "bt") -> Iterator[None]:
     """Another guest, the first on its cable, while the caller has the second."""
     process = subprocess.Popen(
-        bt_command("run", "linux", "--net", f"unix:{cable}", *arguments),
+        bt_command("run", "linux", "--engine", engine, "--net", f"unix:{cable}", *arguments),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT)
     try:
         while not cable.exists():
@@ -39,11 +39,13 @@ def first_on(cable: Path, *arguments: str) -> Iterator[None]:
         process.wait(timeout=PATIENCE)
 
 
-def test_a_guest_fetches_a_page_from_another_guest(bt, tmp_path: Path):
+@pytest.mark.parametrize("engine", ["bt", "hvm"])
+def test_a_guest_fetches_a_page_from_another_guest(bt, tmp_path: Path, engine: str):
     cable = tmp_path / "cable"
-    with first_on(cable, "--", "httpd", "-f", "-h", "/etc"):
-        result = bt("run", "linux", "--net", f"unix:{cable}", "--timeout", "120", "--", "sh",
-                    "-c", f"{FETCH}; cat /sys/class/net/eth0/address; ip -o -4 addr show eth0")
+    with first_on(cable, "--", "httpd", "-f", "-h", "/etc", engine=engine):
+        result = bt("run", "linux", "--engine", engine, "--net", f"unix:{cable}", "--timeout",
+                    "120", "--", "sh", "-c",
+                    f"{FETCH}; cat /sys/class/net/eth0/address; ip -o -4 addr show eth0")
     assert (result.status, result.err) == (0, "")
     page, mac, address = result.out.splitlines()
     assert page.startswith("root:") and mac == "52:54:00:72:31:02" and "10.0.1.2/24" in address
