@@ -88,6 +88,10 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "initrd.img").write_bytes(initramfs.initramfs(fetch.busybox(), []))
     (tmp_path / "tools").symlink_to(ROOT / "tools")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "docs").mkdir()
+    for name in ("data.img", "more.img"):
+        with open(tmp_path / name, "wb") as image:
+            image.truncate(8 << 20)
     return tmp_path
 
 
