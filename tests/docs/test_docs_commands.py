@@ -109,7 +109,7 @@ def test_commands_do_what_the_page_says(page: Path, folder: Path) -> None:
     for command in commands(page.read_text(encoding="utf-8")):
         # A shell in the guest is left as a person would leave it.
         run = subprocess.run(["bash", "-o", "pipefail", "-c", command.line], cwd=folder,
-                             env=environment, input="poweroff\n", text=True, errors="replace",
+                             env=environment, input="exit\n", text=True, errors="replace",
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                              timeout=_PATIENCE, check=False)
         said = "".join(_squeeze(line) + "\n" for line in run.stdout.splitlines())
