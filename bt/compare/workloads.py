@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ from bt.errors import BtError, InputError
 NANO = ("syscall", "in", "cr8wr", "callret", "pgfault", "divzero", "ptemod")
 #: One more that guests/nano has, run by name only.
 NANO_EXTRA = ("pteflush",)
+#: System calls of getppid unless --count says otherwise.
+CALLS = 1_000_000
 #: Forks of forkwait unless --count says otherwise. The paper's 40000 would take minutes here.
 FORKS = 1000
 
@@ -68,14 +71,15 @@ class Workload:
 
 def names() -> list[str]:
     """Every name that :func:`get` knows."""
-    return ["nano", *NANO, *NANO_EXTRA, "forkwait", "boot", "gzip", "tasks", "net", "disk",
-            "disk-ata"]
+    return ["nano", *NANO, *NANO_EXTRA, "forkwait", "getppid", "boot", "gzip", "tasks", "net",
+            "disk", "disk-ata"]
 
 
 def get(name: str, count: int | None = None, *, patched: bool = False) -> Workload:
     """The workload called ``name``. Raises InputError.
 
-    count: forks of forkwait, or operations in a pass of nano; other workloads have none. patched:
+    count: forks of forkwait, calls of getppid, operations in a pass of nano; other workloads have
+    none. patched:
     a paravirtual engine gets the native build after `bt patch`, not the one built for it (nano and
     tasks only).
     """
@@ -87,8 +91,11 @@ def get(name: str, count: int | None = None, *, patched: bool = False) -> Worklo
         raise InputError(f"--patched goes with nano and tasks, not with {name}")
     if name == "forkwait":
         return _forkwait(FORKS if count is None else count)
+    if name == "getppid":
+        return _getppid(CALLS if count is None else count)
     if count is not None:
-        raise InputError(f"--count goes with forkwait and nano: {name} has nothing to count")
+        raise InputError(
+            f"--count goes with forkwait, getppid and nano: {name} has nothing to count")
     if name == "boot":
         return Workload(name, "Linux, to the end of `true` in it", _linux("true"),
                         lambda output: Reading(), warm_up=True)
@@ -122,6 +129,33 @@ def _forkwait(count: int) -> Workload:
     loop = f"i=0; while [ $i -lt {count} ]; do (:); i=$((i+1)); done"
     return Workload("forkwait", f"{count} times fork and wait, in Linux",
                     _linux("sh", "-c", _timed(loop)), read_clock, warm_up=True)
+
+
+def _getppid(count: int) -> Workload:
+    if not 1 <= count <= 1 << 30:
+        raise InputError(f"{count} calls of getppid: 1 to {1 << 30} are possible")
+    program = "".join(f"\\{byte:03o}" for byte in getppid_program(count))
+    script = f"printf '{program}' >/tmp/p; chmod +x /tmp/p; {_timed('/tmp/p')}"
+    return Workload("getppid", f"{count} system calls that do next to nothing, in Linux",
+                    _linux("sh", "-c", script), read_clock, warm_up=True)
+
+
+def getppid_program(count: int) -> bytes:
+    """A Linux program that makes ``count`` (below 2**32) calls of getppid and ends.
+
+    Written here, byte by byte, because there is no compiler where it runs: an ELF header and one
+    loadable segment (System V ABI, "ELF header" and "Program header"), and the loop.
+    """
+    code = (b"\xbb" + struct.pack("<I", count)        # mov ebx, count
+            + b"\xb8\x6e\0\0\0" b"\x0f\x05"          # 1: mov eax, 110 (getppid); syscall
+            b"\xff\xcb" b"\x75\xf5"                   # dec ebx; jnz 1b
+            b"\x31\xff" b"\xb8\x3c\0\0\0" b"\x0f\x05")  # xor edi, edi; mov eax, 60 (exit); syscall
+    base, start = 0x400000, 64 + 56
+    size = start + len(code)
+    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 2, 62, 1, base + start, 64, 0,
+                         0, 64, 56, 1, 64, 0, 0)
+    segment = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 0x1000)
+    return header + segment + code
 
 
 def _net() -> Workload:

@@ -541,23 +541,22 @@ cdef void do_nothing_privileged(Vm *vm, Insn *insn) noexcept nogil:
 
 # Time and identity ----------------------------------------------------------------------------
 
-cdef void do_rdtsc(Vm *vm, Insn *insn) noexcept nogil:
-    cdef uint64_t tsc
-    if vm.cr4 & CR4_TSD and vm.cpl == 3:
-        raise_gp(vm, 0)
-        return
-    tsc = virtual_tsc(vm)
+cdef inline void give_tsc(Vm *vm) noexcept nogil:
+    cdef uint64_t tsc = virtual_tsc(vm)
     vm.env.regs[RAX] = tsc & <uint64_t>0xffffffff
     vm.env.regs[RDX] = tsc >> 32
 
-cdef void do_rdtscp(Vm *vm, Insn *insn) noexcept nogil:
-    cdef uint64_t tsc
+cdef void do_rdtsc(Vm *vm, Insn *insn) noexcept nogil:
     if vm.cr4 & CR4_TSD and vm.cpl == 3:
         raise_gp(vm, 0)
         return
-    tsc = virtual_tsc(vm)
-    vm.env.regs[RAX] = tsc & <uint64_t>0xffffffff
-    vm.env.regs[RDX] = tsc >> 32
+    give_tsc(vm)
+
+cdef void do_rdtscp(Vm *vm, Insn *insn) noexcept nogil:
+    if vm.cr4 & CR4_TSD and vm.cpl == 3:
+        raise_gp(vm, 0)
+        return
+    give_tsc(vm)
     vm.env.regs[RCX] = vm.tsc_aux & <uint64_t>0xffffffff
 
 cdef void do_rdpmc(Vm *vm, Insn *insn) noexcept nogil:

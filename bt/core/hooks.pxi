@@ -344,6 +344,20 @@ cdef int on_cpuid(uc_engine *uc, void *data) noexcept nogil:
     cpuid_exit(<Vm *>data, LIMIT_NO_INJECT)
     return 1
 
+cdef int on_rdtsc(uc_engine *uc, void *data) noexcept nogil:
+    """RDTSC where it does not fault: see `update_features`."""
+    cdef Vm *vm = <Vm *>data
+    vm.row_exits[row_rdtsc] += 1
+    give_tsc(vm)
+    return 1
+
+cdef int on_rdtscp(uc_engine *uc, void *data) noexcept nogil:
+    cdef Vm *vm = <Vm *>data
+    vm.row_exits[row_rdtscp] += 1
+    give_tsc(vm)
+    vm.env.regs[RCX] = vm.tsc_aux & <uint64_t>0xffffffff
+    return 1
+
 cdef uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *data) noexcept nogil:
     """IN never faults in Unicorn: under `trap` this is the only place that sees it.
 

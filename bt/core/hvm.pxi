@@ -124,7 +124,7 @@ cdef struct Hvm:
     uint64_t exits[VMEXIT_COUNT]
     Decoded decoded[HVM_DECODED]
 
-cdef int row_rdtscp, row_int3, row_int_n, row_int1, row_xsetbv     # vcpu.pyx fills these in
+cdef int row_int3, row_int_n, row_int1, row_xsetbv     # vcpu.pyx fills these in
 
 cdef inline uint16_t *vmcb16(Hvm *hvm, int offset) noexcept nogil:
     return <uint16_t *>(hvm.vmcb + offset)
@@ -177,7 +177,7 @@ cdef inline void hvm_sync(Vm *vm) noexcept nogil:
     vm.cr2 = env.cr[2]
     if env.cr[3] != vm.cr3:             # a task switch; it has flushed Unicorn's own TLB
         vm.cr3 = env.cr[3]
-        vm.gen += 1
+        vm.gen += GEN_STEP
     take_table(&vm.ldt, &env.ldt)
     take_table(&vm.tr, &env.tr)
 

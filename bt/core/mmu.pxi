@@ -170,7 +170,7 @@ cdef inline bint canonical(uint64_t gva) noexcept nogil:
 cdef void flush_tlb(Vm *vm) noexcept nogil:
     """Forget every cached translation, Unicorn's and ours."""
     uc_ctl_flush_tlb(vm.uc)
-    vm.gen += 1
+    vm.gen += GEN_STEP
     vm.flush_gen += 1
     vm.n_locals = 0
     note(vm, EXIT_TLB_FLUSH, 0, 0)
@@ -178,7 +178,7 @@ cdef void flush_tlb(Vm *vm) noexcept nogil:
 cdef void flush_page(Vm *vm, uint64_t gva) noexcept nogil:
     """INVLPG: one page only. The write grants of other pages stay valid."""
     tlb_flush_page(vm.cpu, gva)
-    vm.gen += 1
+    vm.gen += GEN_STEP
 
 # A guest page that changes its state or type leaves translations behind that no longer hold. Where
 # they can be is remembered as one word: 0 nowhere, the page's address | 1, or with bit 1 set more
@@ -224,7 +224,7 @@ cdef void flush_locals(Vm *vm) noexcept nogil:
     for i in range(vm.n_locals):
         tlb_flush_page(vm.cpu, vm.locals[i])
     vm.n_locals = 0
-    vm.gen += 1
+    vm.gen += GEN_STEP
 
 cdef bint on_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entry,
                   void *data) noexcept nogil:

@@ -92,10 +92,14 @@ cdef void update_features(Vm *vm) noexcept nogil:
     # SCE decides between #UD and #GP for SYSRET outside the kernel, before privilege does.
     (<uint64_t *>(<char *>vm.env + OFF_EFER))[0] = EFER_LMA | EFER_LME | (vm.efer & EFER_SCE)
     vm.env.cr[0] = CR0_PE | CR0_ET | (vm.cr0 & (CR0_MP | CR0_EM | CR0_TS | CR0_NE))
-    # TSD makes RDTSC fault outside ring 0; FSGSBASE lets the SWAPGS stub work. Without the guest's
-    # own CR4.FSGSBASE its user code could use the instructions too: documented in docs/quirks.md.
-    vm.env.cr[4] = CR4_TSD | CR4_PAE | CR4_FSGSBASE | \
-        (vm.cr4 & (CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_DE))
+    # FSGSBASE lets the SWAPGS stub work. Without the guest's own CR4.FSGSBASE its user code could use
+    # the instructions too: documented in docs/quirks.md.
+    vm.env.cr[4] = CR4_PAE | CR4_FSGSBASE | (vm.cr4 & (CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_DE))
+    # TSD makes RDTSC fault outside ring 0. Without it the instruction comes to a hook of its own
+    # (on_rdtsc), which costs a call and no exit. Whoever wants to see it as an exit gets the fault.
+    if vm.cr4 & CR4_TSD or vm.tracing or vm.recorder != NULL or vm.hooked[row_rdtsc] or \
+            vm.hooked[row_rdtscp]:
+        vm.env.cr[4] |= CR4_TSD
 
 # Flags ----------------------------------------------------------------------------------------
 

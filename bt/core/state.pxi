@@ -195,6 +195,7 @@ cdef enum:
     HOOK_PORT_WRITE = 256 + 63
     MAX_POINTS = 24
     MAX_LOCALS = 32             # more than so many: a CR3 load forgets everything
+    GEN_STEP = 2
     RECENT = 32                 # blocks remembered for the death report
     ASSISTED = 256              # faulting instructions remembered
     FOLD_SLOTS = 256            # heads of loops remembered
@@ -347,7 +348,7 @@ cdef struct Vm:
     CodePage *free_pages
     uint8_t *copy_used
     uint32_t next_copy
-    uint64_t gen                # of everything cached by GVA
+    uint64_t gen                # of everything cached by GVA; bit 0: under a Xen domain's user root
     uint32_t flush_gen
     uint64_t locals[MAX_LOCALS] # pages in the TLB that are not global, while they are few
     uint32_t n_locals
@@ -406,6 +407,8 @@ cdef struct Vm:
     uint64_t audit_blocks
     uint64_t audit_cpl0
     int tracing
+
+cdef int row_rdtsc, row_rdtscp  # filled in by vcpu.pyx at import, as are the next
 
 # Offsets (in 8-byte words) of the fields of the per-vCPU page: translator/vcpupage.py is the one
 # place that defines them; vcpu.pyx fills these in at import.

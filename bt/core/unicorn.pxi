@@ -41,6 +41,8 @@ cdef extern from "unicorn/unicorn.h" nogil:
     int UC_X86_INS_IN
     int UC_X86_INS_OUT
     int UC_X86_INS_CPUID
+    int UC_X86_INS_RDTSC
+    int UC_X86_INS_RDTSCP
     int UC_X86_REG_EFLAGS
     int UC_CPU_X86_HASWELL
     uc_err uc_open(int arch, int mode, uc_engine **uc)

@@ -62,6 +62,7 @@ PG_CR2 = _page.CR2 // 8
 PG_CR3 = _page.CR3 // 8
 PG_CR4 = _page.CR4 // 8
 row_cpuid = _ROWS["CPUID"].id
+row_rdtsc = _ROWS["RDTSC"].id
 row_rdtscp = _ROWS["RDTSCP"].id
 row_int_n = _ROWS["INT_N"].id
 row_int3 = _ROWS["INT3"].id
@@ -294,7 +295,8 @@ cdef class Vcpu:
                 vm.copy_used == NULL or vm.stub_at == NULL:
             raise MemoryError
         vm.stub_next = WINDOW_STUBS
-        vm.gen = vm.flush_gen = 1
+        vm.gen = GEN_STEP
+        vm.flush_gen = 1
         vm.translate = translate
         vm.deterministic = deterministic
         vm.ns_per_block = 5
@@ -326,6 +328,8 @@ cdef class Vcpu:
         self.hook_instruction(UC_X86_INS_SYSCALL, <void *>on_syscall)
         self.hook_instruction(UC_X86_INS_SYSENTER, <void *>on_sysenter)
         self.hook_instruction(UC_X86_INS_CPUID, <void *>on_cpuid)
+        self.hook_instruction(UC_X86_INS_RDTSC, <void *>on_rdtsc)
+        self.hook_instruction(UC_X86_INS_RDTSCP, <void *>on_rdtscp)
         self.hook_instruction(UC_X86_INS_IN, <void *>on_in)
         self.hook_instruction(UC_X86_INS_OUT, <void *>on_out)
         if deterministic or audit or not self.asynchronous:
@@ -650,12 +654,12 @@ cdef class Vcpu:
         cdef Vm *vm = self.vm
         cdef uint64_t root = vm.cr3
         vm.cr3 = vm.xen.kernel_root << 12
-        vm.gen += 1
+        vm.gen += GEN_STEP
         try:
             return self.read_virtual(gva, length)
         finally:
             vm.cr3 = root
-            vm.gen += 1
+            vm.gen += GEN_STEP
 
     def xen_counters(self):
         """([calls by hypercall number], page-table writes emulated, event upcalls)."""
@@ -956,6 +960,7 @@ cdef class Vcpu:
         if not 0 <= number < HOOKS:
             raise ValueError(f"no exit {number}")
         vm.hooked[number] = (HOOK_BEFORE if before else 0) | (HOOK_AFTER if after else 0)
+        update_features(vm)
         if number >= ROWS:
             return
         # An inline stub does not come here: stubs of this row go, and return when nobody hooks it.
@@ -1208,6 +1213,7 @@ cdef class Vcpu:
             recorder_free(r)
             raise MemoryError
         self.vm.recorder = r
+        update_features(self.vm)
 
     def recorded(self):
         """Take what the log has: (entries, their heap, entries lost so far). Empties it."""
@@ -1230,3 +1236,4 @@ cdef class Vcpu:
 
     def set_tracing(self, bint on):
         self.vm.tracing = on
+        update_features(self.vm)

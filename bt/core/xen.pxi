@@ -143,15 +143,18 @@ cdef uint64_t xen_descriptor(Vm *vm, uint32_t selector, bint *found) noexcept no
     return frame_entries(vm, x.gdt[index >> 9])[index & 511]
 
 cdef void xen_enter_kernel(Vm *vm) noexcept nogil:
-    """From user to kernel mode: the other page-table root and GS base."""
+    """From user to kernel mode: the other page-table root and GS base.
+
+    What was cached under one root is not true under the other, and still there on the way back.
+    """
     vm.cr3 = vm.xen.kernel_root << 12
     swap_gs(vm)
-    vm.gen += 1
+    vm.gen &= ~<uint64_t>1
 
 cdef void xen_enter_user(Vm *vm) noexcept nogil:
     vm.cr3 = vm.xen.user_root << 12
     swap_gs(vm)
-    vm.gen += 1
+    vm.gen |= 1
 
 cdef inline void swap_gs(Vm *vm) noexcept nogil:
     cdef uint64_t base = vm.env.segs[R_GS].base

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -129,6 +132,24 @@ def test_a_patched_kernel_in_place_of_the_paravirtual_build():
 
 def test_forkwait_counts():
     assert "-lt 123 ]" in workloads.get("forkwait", 123).arguments("bt")[-1]
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux",
+                    reason="the program is for Linux on x86-64")
+def test_the_getppid_program_runs_on_linux(tmp_path):
+    program = tmp_path / "p"
+    program.write_bytes(workloads.getppid_program(1000))
+    program.chmod(0o755)
+    assert subprocess.run([program], timeout=10, check=False).returncode == 0
+
+
+def test_getppid_is_written_by_the_guests_shell(tmp_path):
+    script = workloads.get("getppid", 77).arguments("pv")[-1].replace("/tmp/p", str(tmp_path / "p"))
+    write = script[:script.index(";")]
+    subprocess.run(["sh", "-c", write], check=True, timeout=10)
+    assert (tmp_path / "p").read_bytes() == workloads.getppid_program(77)
+    with pytest.raises(InputError):
+        workloads.get("getppid", 0)
 
 
 def test_the_fastest_pass_counts():
