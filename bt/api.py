@@ -45,26 +45,37 @@ class Machine(machine.Machine):
     def linux(cls, command: Sequence[str] | None = None, *, engine: str = "bt",
               kernel: str | Path | None = None, package: str | None = None,
               initrd: str | Path | None = None, append: str = "", net: Sequence[str] = (),
-              share: Sequence[str] = (), **keywords: Any) -> Self:
+              share: Sequence[str] = (), disks: Sequence[str] = (), **keywords: Any) -> Self:
         """Debian's kernel (or ``kernel``) with a busybox; fetched when it is not there yet.
 
         With ``command`` the guest runs that and ends; :attr:`output` has what it wrote, and the
-        outcome its status. Without one it gives a shell on the console. ``net`` and ``share`` are
-        network cards and shared folders, as the options of ``bt run`` say it (docs/networking.md).
+        outcome its status. Without one it boots the root file system on the first of ``disks``, or
+        gives a shell on the console. ``net``, ``share`` and ``disks`` are network cards, shared
+        folders and disks, as the options of ``bt run`` say it (docs/networking.md; "disk.img,ro").
         Raises InputError.
         """
+        from bt.cli import disks as shapes
         from bt.cli.devices import Devices
         from guests.linux import fetch, initramfs
 
         devices = Devices.asked_for(net, share, deterministic=keywords.get("deterministic", False))
+        images = [shapes.option(text) for text in disks]
         vm = cls(engine=engine, **keywords)
         vm._devices = devices
+        shapes.attach(vm, images)
         devices.attach(vm)
         path = Path(kernel) if kernel is not None else \
             fetch.kernel(package or devices.kernel_package or fetch.KERNEL_PACKAGE)
-        extra = devices.archives(None if kernel is not None else path)
+        extra = devices.archives()
+        modules = [*shapes.modules(images, engine), *devices.modules]
+        if modules and kernel is None:
+            from guests.linux.modules import Modules
+            extra.append(Modules(*fetch.modules(path)).archive(modules))
         if command is not None:
             extra.append(initramfs.command_cpio(command))
+        elif images:
+            extra.append(initramfs.root_cpio(shapes.root_device(images, engine)))
+            append = f"{shapes.BOOT_CMDLINE} {append}"
         image = initramfs.initramfs(fetch.busybox(), extra) if initrd is None else Path(initrd)
         console = "hvc0" if ENGINES[engine].paravirtual else "ttyS0"
         vm.load(path, cmdline=f"console={console} panic=-1 {append}".rstrip(), initrd=image)

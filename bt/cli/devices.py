@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bt.cli import net, share
@@ -73,17 +72,11 @@ class Devices:
         """The Debian kernel that has what they need, when not every kernel has it."""
         return share.KERNEL_PACKAGE if self._shares else None
 
-    def archives(self, kernel: Path | None = None) -> list[bytes]:
-        """What our initramfs needs besides, to set them up; with the modules, given Debian's
-        ``kernel``.
-        """
-        from guests.linux import fetch, initramfs
+    def archives(self) -> list[bytes]:
+        """What our initramfs needs besides the modules, to set them up."""
+        from guests.linux import initramfs
 
         found = []
-        if kernel is not None and self.modules:
-            from guests.linux.modules import Modules
-
-            found.append(Modules(*fetch.modules(kernel)).archive(self.modules))
         if self._cards:
             found.append(initramfs.net_cpio([card.setup for card in self._cards]))
         if self._shares:

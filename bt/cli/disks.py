@@ -80,6 +80,14 @@ def parse(text: str) -> DiskOption:
     return DiskOption(Path(path), mode or "rw", interface)
 
 
+def option(text: str) -> DiskOption:
+    """:func:`parse` for programs: raises InputError."""
+    try:
+        return parse(text)
+    except argparse.ArgumentTypeError as error:
+        raise InputError(str(error)) from None
+
+
 def modules(disks: list[DiskOption], engine: str) -> list[str]:
     """The Linux modules for these disks, in the order to load them in."""
     return list(dict.fromkeys(module for disk in disks

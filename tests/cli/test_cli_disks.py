@@ -34,6 +34,8 @@ def test_a_file_name_with_commas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_what_is_wrong(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError):
         disks.parse(text)
+    with pytest.raises(InputError):
+        disks.option(text)
 
 
 def test_modules_and_root() -> None:

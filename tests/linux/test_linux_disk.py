@@ -82,3 +82,13 @@ def test_a_disk_without_a_root_file_system_gives_a_shell(bt, image: Path) -> Non
     result = bt("run", "linux", "--disk", str(image),
                 input=b"cat /proc/partitions\npoweroff -f\n")
     assert "no root file system" in result.out and "8192 vda" in result.out
+
+
+@pytest.mark.parametrize("engine", ["bt", "pv"])
+def test_from_python(debian, image: Path, engine: str) -> None:
+    from bt.api import Machine
+
+    with Machine.linux(["sh", "-c", "sha256sum /dev/vda /dev/xvda 2>/dev/null"], engine=engine,
+                       disks=[f"{image},ro"]) as vm:
+        vm.run(timeout=120)
+        assert hashlib.sha256(image.read_bytes()).hexdigest().encode() in vm.output
