@@ -161,6 +161,24 @@ cdef inline void audit(Vm *vm) noexcept nogil:
             (vm.cr0 & CR0_PE and vm.env.segs[R_CS].selector & 3 == 0):
         vm.audit_cpl0 += 1
 
+cdef inline bint stepped_by_us(Vm *vm, bint is_debug) noexcept nogil:
+    """An exit ends the step that is under way. True: it is nothing but our own #DB."""
+    cdef int stepped = vm.debug_step
+    if vm.stepping:
+        end_step(vm)
+        if is_debug:
+            vm.shadow = 0
+            if stepped:
+                mend_step(vm)
+            return True
+    elif vm.late_step:
+        # QEMU's SYSENTER raises it by the TF from before, which was ours.
+        vm.late_step = 0
+        return is_debug
+    elif vm.debug_step:
+        step_ends(vm)
+    return False
+
 cdef void on_interrupt(uc_engine *uc, uint32_t vector, void *data) noexcept nogil:
     """UC_HOOK_INTR: every exception and software interrupt."""
     cdef Vm *vm = <Vm *>data
@@ -176,20 +194,8 @@ cdef void on_interrupt(uc_engine *uc, uint32_t vector, void *data) noexcept nogi
         hvm_interrupt(vm, vector)
         return
     audit(vm)
-    if vm.stepping:
-        end_step(vm)
-        if vector == EX_DB and not env_int(env, OFF_IS_INT)[0]:
-            vm.shadow = 0
-            if stepped:
-                mend_step(vm)
-            return
-    elif vm.late_step:
-        # QEMU's SYSENTER raises it by the TF from before, which was ours.
-        vm.late_step = 0
-        if vector == EX_DB:
-            return
-    elif vm.debug_step:
-        step_ends(vm)
+    if stepped_by_us(vm, vector == EX_DB and not env_int(env, OFF_IS_INT)[0]):
+        return
     if not env_int(env, OFF_IS_INT)[0]:
         exception(vm, vector, <uint32_t>env_int(env, OFF_ERROR_CODE)[0])
         return
@@ -273,6 +279,7 @@ cdef bint on_invalid(uc_engine *uc, void *data) noexcept nogil:
     if vm.hvm != NULL:
         hvm_sync(vm)
         vm.hardware_code = -1
+        end_step(vm)
         hvm_event(vm, EX_UD, 0)
         return True
     end_step(vm)
@@ -300,6 +307,7 @@ cdef void on_syscall(uc_engine *uc, void *data) noexcept nogil:
     audit(vm)
     if vm.hvm != NULL:
         hvm_sync(vm)
+        vm.hardware_code = -1
     end_step(vm)
     if vm.tracing and vm.hvm == NULL:
         python_trace(vm, -3, 0)
@@ -328,6 +336,7 @@ cdef void on_sysenter(uc_engine *uc, void *data) noexcept nogil:
     vm.late_step = vm.stepping
     if vm.hvm != NULL:
         hvm_sync(vm)
+        vm.hardware_code = -1
     end_step(vm)
     if hooked and not event_before(vm, ROWS + EXIT_SYSENTER, start, start + length, number, 0):
         vm.env.eip -= length

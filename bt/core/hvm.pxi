@@ -293,7 +293,7 @@ cdef void hvm_request_window(Vm *vm) noexcept nogil:
     VMRUN would load it into.
     """
     cdef uint32_t *request = <uint32_t *>(vm.cpu + CPU_INTERRUPT_REQUEST)
-    if vm.intr and not vm.hvm.by_block:
+    if vm.intr and not vm.hvm.by_block and not vm.debug_step:
         request[0] |= INTERRUPT_VIRQ
     else:
         request[0] &= ~<uint32_t>INTERRUPT_VIRQ
@@ -307,7 +307,8 @@ cdef void hvm_window(Vm *vm) noexcept nogil:
 cdef inline void hvm_block(Vm *vm, uint64_t address) noexcept nogil:
     """The same from the block hook, before a block runs. For deterministic runs: when the CPU looks
     for interrupts by itself depends on Unicorn's jump cache, and so on the host."""
-    if vm.intr and vm.env.hflags & HF_GUEST and interrupts_on(vm) and not vm.stop:
+    if vm.intr and vm.env.hflags & HF_GUEST and interrupts_on(vm) and not vm.stop and \
+            not vm.debug_step:
         vm.env.eip = address if vm.env.hflags & HF_CS64 else \
             (address - vm.env.segs[R_CS].base) & <uint64_t>0xffffffff
         cpu_vmexit(vm.env, VMEXIT_VINTR, 0, 0)
@@ -453,8 +454,15 @@ cdef void hvm_interrupt(Vm *vm, uint32_t vector) noexcept nogil:
     cdef uint32_t error = <uint32_t>env_int(vm.env, OFF_ERROR_CODE)[0]
     # Left as it is, the next #VMEXIT would be taken for an INT n, and RIP for being behind it.
     env_int(vm.env, OFF_IS_INT)[0] = 0
+    cdef int stepped = vm.debug_step
     hvm_sync(vm)
     audit(vm)
+    if vm.debug_step | vm.stepping | vm.late_step and \
+            stepped_by_us(vm, (vector == EX_DB and not is_int) or
+                          vector == 0x100 + VMEXIT_EXCEPTION + EX_DB):
+        return
+    if vm.n_patches and not stepped and vector == EX_BP and is_int and hit_break(vm):
+        return
     if vector >= 0x100:
         hvm_exit(vm, vector - 0x100, error)
         return

@@ -15,7 +15,7 @@ import guests
 from bt.machine.cpu import Stop
 from bt.machine.machine import Machine
 
-ENGINES = pytest.mark.parametrize("engine", ["bt", "trap"])
+ENGINES = pytest.mark.parametrize("engine", ["bt", "trap", "hvm"])
 LOOP = """
     mov ecx, 200
 @again:
@@ -173,7 +173,7 @@ def printed(name: str, engine: str, drive) -> tuple[bytes, str, int]:
     return bytes(out), outcome.kind, outcome.status
 
 
-@pytest.mark.parametrize("engine", ["bt", "trap"])
+@ENGINES
 @pytest.mark.parametrize("name", ["hello", "hello32",
                                   pytest.param("sensitive", marks=pytest.mark.slow)])
 def test_a_guest_stepped_all_the_way_prints_the_same(name: str, engine: str) -> None:
@@ -188,7 +188,7 @@ def test_a_guest_stepped_all_the_way_prints_the_same(name: str, engine: str) -> 
     assert printed(name, engine, steps) == printed(name, engine, lambda vm: vm.run(timeout=60))
 
 
-@pytest.mark.parametrize("engine", ["bt", "trap"])
+@ENGINES
 def test_breakpoints_at_random_change_nothing(engine: str) -> None:
     """At addresses that are executed, which are the starts of instructions."""
     reached: list[int] = []

@@ -12,7 +12,7 @@ from micro import GP, UD, Micro
 from bt.errors import InputError
 from bt.machine.exits import Exit, find_reasons, reasons
 
-ENGINES = pytest.mark.parametrize("engine", ["bt", "trap"])
+ENGINES = pytest.mark.parametrize("engine", ["bt", "trap", "hvm"])
 CPUID = """
     mov r12d, 200
 @again:
