@@ -16,6 +16,7 @@ EXCEPTIONS = {
 MEMORY_UNIT = frozenset({
     "translation", "TLB flush", "code page written", "page became code", "absent memory",
     "page invalidation", "page fault injected", "mmio",
+    "page not there yet", "protected memory written", "page first written",
 })
 #: Not counted in deterministic runs: Unicorn sizes its TLB by the host's clock (QEMU's cputlb.c,
 #: tlb_mmu_resize_locked), so how often it asks again for what it dropped is not the guest's doing.

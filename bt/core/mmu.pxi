@@ -104,7 +104,7 @@ cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept n
                         entry & (((<uint64_t>1 << shift) - 1) & ~<uint64_t>0x1fff):
                     return page_fault(vm, gva, error | PF_P | PF_RSVD)
                 break
-            if not entry & PTE_A:
+            if not entry & PTE_A and npt_store(vm, table):
                 slot[0] = entry | PTE_A
             table = entry & PTE_ADDRESS
             level -= 1
@@ -115,10 +115,12 @@ cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept n
         if access == ACCESS_WRITE:
             if not entry & PTE_D or not entry & PTE_A:
                 entry |= PTE_D | PTE_A
-                slot[0] = entry
+                if npt_store(vm, table):
+                    slot[0] = entry
         elif not entry & PTE_A:
             entry |= PTE_A
-            slot[0] = entry
+            if npt_store(vm, table):
+                slot[0] = entry
         out.gpa = (entry & PTE_ADDRESS & ~((<uint64_t>1 << shift) - 1)) | \
             (gva & ((<uint64_t>1 << shift) - 1))
         out.executable = nx == 0
@@ -133,7 +135,7 @@ cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept n
         rights &= entry32
         shift = 22
         if not (entry32 & PTE_PS and vm.cr4 & CR4_PSE):
-            if not entry32 & PTE_A:
+            if not entry32 & PTE_A and npt_store(vm, table):
                 slot32[0] = entry32 | PTE_A
             shift = 12
             table = (entry32 & <uint64_t>0xfffff000) + ((gva >> 12) & 1023) * 4
@@ -151,7 +153,7 @@ cdef int walk(Vm *vm, uint64_t gva, int access, bint user, Walk *out) noexcept n
             return page_fault(vm, gva, error | PF_P)
         if access == ACCESS_WRITE:
             entry32 |= PTE_D
-        if (entry32 | PTE_A) != slot32[0]:
+        if (entry32 | PTE_A) != slot32[0] and npt_store(vm, table):
             slot32[0] = entry32 | PTE_A
         out.gpa = entry32 & <uint64_t>0xfffff000
         if shift == 22:         # PSE-36: bits 13-20 of the entry are address bits 32-39
@@ -313,6 +315,8 @@ cdef bint fill_page(Vm *vm, uint64_t gva, Walk *found, int access,
         if access == ACCESS_WRITE or found.writable:
             entry.perms |= UC_PROT_WRITE
         return True
+    if vm.npt != NULL and npt_fill(vm, found, access, entry):
+        return True
     gpn = found.gpa >> 12
     page = vm.code[gpn]
     if access == ACCESS_FETCH:
@@ -380,6 +384,9 @@ cdef uint8_t *touch(Vm *vm, uint64_t gva, int access, bint user) noexcept nogil:
         vm.fault_gpa = found.gpa
         return NULL
     if access == ACCESS_WRITE:
+        if not npt_store(vm, found.gpa):
+            vm.fault_gpa = found.gpa
+            return NULL
         page = vm.code[found.gpa >> 12]
         if page != NULL:
             page_to_data(vm, page)
@@ -499,6 +506,9 @@ cdef uint64_t gpa_read(Vm *vm, uint64_t gpa, int size) noexcept nogil:
 cdef void gpa_write(Vm *vm, uint64_t gpa, int size, uint64_t value) noexcept nogil:
     cdef bint device = claimed(vm, gpa)
     cdef int exit = EXIT_MMIO if device else EXIT_ABSENT
+    if is_ram(vm, gpa):
+        readonly_write(vm, gpa, size, value)
+        return
     vm.exits[exit] += 1
     if memory_hook(vm, exit, HOOK_BEFORE, gpa, size, ACCESS_WRITE, &value):
         if device:

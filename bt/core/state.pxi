@@ -118,7 +118,10 @@ cdef enum:
     EXIT_UNSTUB = 48            # stubs taken back
     EXIT_PAGE_INVALIDATE = 49
     EXIT_MMIO = 50              # memory accesses that reached a device
-    EXIT_PSEUDO_COUNT = 51
+    EXIT_NOT_THERE = 51         # first touch of a page (npt.pxi)
+    EXIT_READONLY = 52          # store to read-only memory
+    EXIT_FIRST_WRITE = 53       # to a page, while writes are tracked
+    EXIT_PSEUDO_COUNT = 54
 
 cdef struct PvTrap:             # an INT3 that `bt patch` put in place of an instruction
     uint64_t pa                 # Unicorn-physical address of the INT3
@@ -295,6 +298,8 @@ cdef struct Vm:
     Pv *pv                      # NULL: no kernel with our own paravirtual interface
     Recorder *recorder          # NULL: nothing is recorded
     Hvm *hvm                    # NULL: the guest's kernel runs one ring down
+    uint8_t *npt                # NULL, or by GPN: NPT_* (npt.pxi)
+    int track_writes
     Descriptor gdt
     Descriptor idt
     Descriptor ldt

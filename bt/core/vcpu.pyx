@@ -27,6 +27,7 @@ include "translate.pxi"
 include "debug.pxi"
 include "hooks.pxi"
 include "pv.pxi"
+include "npt.pxi"
 include "hvm.pxi"
 include "kicker.pxi"
 include "run.pxi"
@@ -91,11 +92,13 @@ PSEUDO_EXITS = {
     EXIT_BLOCK_AGAIN: "block translated again", EXIT_STALE_TRAP: "stale trap",
     EXIT_IO_PYTHON: "port access to a device", EXIT_STUB: "stub installed",
     EXIT_UNSTUB: "stub taken back", EXIT_PAGE_INVALIDATE: "page invalidation",
-    EXIT_MMIO: "mmio",
+    EXIT_MMIO: "mmio", EXIT_NOT_THERE: "page not there yet",
+    EXIT_READONLY: "protected memory written", EXIT_FIRST_WRITE: "page first written",
 }
 
 # Memory-unit exits that hardware would make by nested paging.
-_NESTED_FAULTS = (EXIT_SMC, EXIT_CODE_PAGE, EXIT_ABSENT, EXIT_MMIO)
+_NESTED_FAULTS = (EXIT_SMC, EXIT_CODE_PAGE, EXIT_ABSENT, EXIT_MMIO, EXIT_NOT_THERE, EXIT_READONLY,
+                  EXIT_FIRST_WRITE)
 
 # Exit numbers of `Vcpu.set_hook`, and what goes to and fro.
 HOOK_PSEUDO = ROWS
@@ -363,6 +366,12 @@ cdef class Vcpu:
         hvm = <Hvm *>calloc(1, sizeof(Hvm))
         if hvm == NULL:
             raise MemoryError
+        vm.npt = <uint8_t *>calloc(vm.ram_size >> 12, 1)
+        if vm.npt == NULL:
+            free(hvm)
+            raise MemoryError
+        self.check(uc_mmio_map(vm.uc, PA_READONLY, ABSENT_SIZE, <void *>on_readonly_read, vm,
+                               <void *>on_readonly_write, vm), "read-only memory")
         hvm.vmcb = <char *>vm.window + HVM_VMCB
         vm.hvm = hvm
         memset(vm.window, 0, WINDOW_SIZE)           # the self-tests used it
@@ -512,6 +521,7 @@ cdef class Vcpu:
             free(vm.pv.traps)
             free(vm.pv)
         free(vm.hvm)
+        free(vm.npt)
         free(vm.copy_used)
 
     # Running ----------------------------------------------------------------------------------
@@ -563,6 +573,7 @@ cdef class Vcpu:
             # As after a reset. QEMU aborts over a TR that holds no TSS, so it always holds one.
             vm.tr.flags = D_P | 0x900
             hvm_publish(vm)
+            npt_loaded(vm)
             vm.hvm.launch = 1
         update_features(vm)
         publish_crs(vm)
@@ -1122,6 +1133,53 @@ cdef class Vcpu:
         for gpn in range(gpa >> 12, ((gpa + length - 1) >> 12) + 1):
             if vm.code[gpn] != NULL:
                 page_to_data(vm, vm.code[gpn])
+            if vm.npt != NULL:
+                vm.npt[gpn] |= NPT_PRESENT | NPT_DIRTY
+
+    # The second level of translation (engine hvm; bt/machine/second.py) --------------------------
+
+    def protect_memory(self, uint64_t gpa, uint64_t length, bint readonly):
+        """Make whole pages of RAM read-only to the guest, or not. ValueError: not a range of RAM."""
+        cdef Vm *vm = self.vm
+        cdef uint64_t gpn
+        if vm.npt == NULL or length == 0 or gpa >= vm.ram_size or length > vm.ram_size - gpa:
+            raise ValueError("not a range of RAM, or no second level")
+        for gpn in range(gpa >> 12, ((gpa + length - 1) >> 12) + 1):
+            if readonly:
+                vm.npt[gpn] |= NPT_READONLY
+            else:
+                vm.npt[gpn] &= ~<uint8_t>NPT_READONLY
+        flush_tlb(vm)
+
+    def track_writes(self, bint on):
+        """Whether the first store to each page is noted, and is an exit."""
+        self.vm.track_writes = on
+        flush_tlb(self.vm)
+
+    def written_pages(self, bint clear):
+        """A bitmap, page n in bit n % 8 of byte n // 8: written since the last time it was cleared.
+
+        Complete only while `track_writes` is on.
+        """
+        cdef Vm *vm = self.vm
+        cdef uint64_t gpn, pages = vm.ram_size >> 12 if vm.npt != NULL else 0
+        found = bytearray((pages + 7) >> 3)
+        cdef uint8_t *bitmap = found
+        for gpn in range(pages):
+            if vm.npt[gpn] & NPT_DIRTY:
+                bitmap[gpn >> 3] |= 1 << (gpn & 7)
+                if clear:
+                    vm.npt[gpn] &= ~<uint8_t>NPT_DIRTY
+        if clear:
+            flush_tlb(vm)
+        return bytes(found)
+
+    def present_pages(self):
+        """How many pages of RAM the guest, its loader or a device has touched."""
+        cdef uint64_t gpn, count = 0
+        for gpn in range(self.vm.ram_size >> 12 if self.vm.npt != NULL else 0):
+            count += self.vm.npt[gpn] & NPT_PRESENT
+        return count
 
     def recent_blocks(self):
         """Linear addresses of the newest blocks seen for the first time, oldest first."""

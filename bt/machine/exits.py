@@ -302,7 +302,7 @@ class Exit:
 
 #: Results that are in registers, not with the core.
 _IN_REGISTERS = frozenset({"cpuid", "rdmsr", "rdtsc", "rdtscp", "in", "mov from cr", "mov from dr"})
-_MEMORY_ACCESS = ("absent memory", "mmio")
+_MEMORY_ACCESS = ("absent memory", "mmio", "protected memory written")
 _PARAMETERS = ("leaf", "subleaf", "msr", "register", "port", "size", "value", "vector", "error",
                "gva", "gpa", "access", "number", "args")
 
@@ -425,7 +425,8 @@ def _describe(exit_: Exit, number: int, arguments: tuple[int, ...]) -> None:
             exit_.value = arguments[3] & (1 << 8 * exit_.size) - 1
             if exit_.access == "read":
                 exit_._result = exit_.value
-    elif reason in ("code page written", "page became code"):
+    elif reason in ("code page written", "page became code", "page not there yet",
+                    "page first written"):
         exit_.gpa = arguments[0]
     elif reason in ("page invalidation", "stub installed", "stub taken back", "stale trap"):
         exit_.gva = arguments[0]

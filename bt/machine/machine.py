@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from bt.devices.disk import Disk
     from bt.machine.debug import Breakpoint, Debugger
     from bt.machine.exits import Exit, ExitHooks
+    from bt.machine.second import SecondLevel
     from bt.net.link import Host
     from bt.symbols.guest import GuestSymbols
     from bt.virtio.device import VirtioDevice
@@ -180,6 +181,12 @@ class Machine:
             return hook
 
         return register
+
+    @property
+    def second_level(self) -> SecondLevel:
+        """Guest-physical memory as nested paging has it, under hvm. Raises InputError elsewhere."""
+        from bt.machine.second import SecondLevel
+        return SecondLevel(self.vcpu, self.engine)
 
     # Breakpoints and steps (bt.machine.debug) -----------------------------------------------------
 

@@ -327,3 +327,75 @@ def test_a_window_of_one_instruction_is_enough(opens: str, deterministic: bool) 
     if "call" not in opens:
         assert result.d(0x200000) > 99990
     assert CODE <= result.records[0].ip < CODE + 0x100
+
+
+# The second level of translation ----------------------------------------------------------------
+
+def test_pages_are_there_once_touched() -> None:
+    guest = Micro("mov eax, [0x200000]\nmov [0x300000], eax\nmov eax, [0x200008]\nEXIT 1")
+    seen = []
+    guest.machine.on_exit("page not there yet")(lambda exit: seen.append(exit.gpa))
+    codes = []
+    guest.machine.on_exit("page not there yet")(lambda exit: codes.append(exit.hardware_code))
+    guest.enter()
+    before = guest.machine.second_level.allocated
+    result = guest.run()
+    assert result.outcome.status == 1
+    assert seen.count(0x200000) == 1 and seen.count(0x300000) == 1 and set(codes) == {0x400}
+    assert guest.machine.second_level.allocated == before + 4096 * len(seen)
+    assert result.exit("page not there yet") == len(seen)
+
+
+def test_read_only_memory_drops_stores_and_keeps_its_bytes() -> None:
+    guest = Micro("""
+        mov eax, [0x200000]
+        mov dword ptr [0x200000], 5
+        mov ebx, [0x200000]
+        add dword ptr [0x200004], 1
+        lock inc dword ptr [0x200004]
+        mov r15d, [0x200004]
+        mov rsp, 0x200010
+        push rax
+        mov [0x201000], ebx
+        int3
+        EXIT 1
+    next: EXIT 2
+    """)
+    guest.abandon("next")
+    guest.ram.write(0x200000, (77).to_bytes(4, "little") + (99).to_bytes(4, "little"))
+    level = guest.machine.second_level
+    level.protect(0x200000, 4096)
+    dropped = []
+    guest.machine.on_exit("protected memory written")(
+        lambda exit: dropped.append((exit.gpa, exit.access, exit.hardware_code)))
+    result = guest.run()
+    assert result.outcome.status == 2
+    assert result.d(0x200000) == 77 and result.d(0x200004) == 99 and result.d(0x201000) == 77
+    assert result.regs["r15"] == 99
+    assert (0x200000, "write", 0x400) in dropped and (0x200008, "write", 0x400) in dropped
+    # The frame of INT3 was to be pushed there too.
+    assert any(0x200000 <= gpa < 0x200008 for gpa, _, _ in dropped[-12:])
+    for gpa, length in ((micro.RAM, 1), (0, 0), (micro.RAM - 1, 2), (-1, 1)):
+        with pytest.raises(InputError):
+            level.protect(gpa, length)
+    with pytest.raises(InputError, match="hvm"):
+        _ = Machine(engine="bt").second_level
+
+
+def test_written_pages_are_tracked() -> None:
+    guest = Micro("mov eax, [0x200000]\nmov [0x300000], eax\nmov [0x300008], eax\nEXIT 1")
+    level = guest.machine.second_level
+    guest.enter()
+    level.track()
+    result = guest.run()
+
+    def pages(bitmap: bytes) -> set[int]:
+        return {n for n in range(micro.RAM >> 12) if bitmap[n >> 3] >> (n & 7) & 1}
+
+    written = pages(level.written())
+    assert 0x300 in written and 0x200 not in written
+    assert micro.TABLES >> 12 in written                # accessed bits
+    assert result.exit("page first written") >= 1
+    assert not pages(level.written())
+    guest.machine.dma.writable(0x400000, 8)[:] = bytes(8)
+    assert pages(level.written()) == {0x400}
