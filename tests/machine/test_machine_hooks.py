@@ -547,3 +547,30 @@ def test_hypercalls_of_our_own_interface() -> None:
     counted = vm.vcpu.hypercalls()
     never_return = {NUMBERS["iret"], NUMBERS["sysret"], NUMBERS["features"]}
     assert made == {n: count for n, count in enumerate(counted) if count and n not in never_return}
+
+
+@pytest.mark.slow
+def test_hypercalls_of_a_xen_domain() -> None:
+    """A hook sees exactly what the core counts; IRET, which does not return, is no call to hook."""
+    from bt import Machine
+    from bt.xen.abi import HYPERCALLS
+
+    vm = Machine.linux(["true"], engine="pv", append="quiet")
+    made: dict[str, int] = {}
+    system_calls = [0]
+
+    @vm.on_exit("hypercall")
+    def count(exit: Exit) -> None:
+        name = HYPERCALLS[exit.number]
+        made[name] = made.get(name, 0) + 1
+
+    @vm.on_exit("syscall")
+    def system_call(exit: Exit) -> None:
+        assert exit.cpl == 3
+        system_calls[0] += 1
+
+    assert vm.run(timeout=120).kind == "powered-off"
+    counted = {name: count for name, count in vm.stats.to_json()["hypercalls"].items()
+               if not name.startswith("(") and name != "iret"}
+    assert made == counted
+    assert system_calls[0] == vm.stats.exits["control"]["SYSCALL"]
