@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The two ways a run can fail that are not bugs of ours, and their exit statuses.
+"""What is wrong with the input, as one line, and the exit statuses of a run.
 
-Everything a user can get wrong ends as :class:`InputError`; everything a guest can do wrong ends
-as :class:`GuestDied`. The command line turns them into one line (or a report) and an exit status,
-so no other code has to know about processes.
+Everything a user can get wrong ends as :class:`InputError`, which the command line turns into one
+line and an exit status. What a guest does wrong is no error of ours: a run that it ends has the
+outcome "died" (bt.machine.machine.Outcome), with a report.
 """
 
 EXIT_POWERED_OFF = 0
@@ -22,9 +22,3 @@ class InputError(BtError):
     """Bad input from outside: a file, an option, a missing package. The text is one clear line."""
 
     exit_status = EXIT_BAD_INPUT
-
-
-class GuestDied(BtError):
-    """The guest cannot go on (triple fault, panic, shutdown): its text opens the report."""
-
-    exit_status = EXIT_GUEST_DIED

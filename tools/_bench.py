@@ -250,17 +250,11 @@ def spread(values: Sequence[float]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """The machine the numbers were measured on: processor model, cores, load when we started."""
-    model = "unknown processor"
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass  # not Linux: the numbers are worth having all the same
-    return {"cpu": model, "cores": os.cpu_count() or 0, "load": round(os.getloadavg()[0], 2),
-            "python": sys.version.split()[0]}
+    """The machine the numbers were measured on: processor model, cores, load, Python."""
+    from bt.compare.runner import machine as facts
+
+    found: dict[str, Any] = facts()
+    return found
 
 
 def machine_line(facts: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
 
-from bt.errors import BtError, GuestDied, InputError
+from bt.errors import BtError, InputError
 
 # Command -> what it does. A command is a module here with add_arguments(parser) and
 # run(options) -> exit status; it is imported only when it is the one asked for.
@@ -97,9 +97,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except SystemExit as end:  # argparse's --help and --version
         return end.code if isinstance(end.code, int) else 0
-    except GuestDied as death:
-        print(death, file=sys.stderr)
-        return death.exit_status
     except BtError as error:
         print(f"bt: {error}", file=sys.stderr)
         return error.exit_status

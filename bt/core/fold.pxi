@@ -496,7 +496,8 @@ cdef void on_loop_head(uc_engine *uc, uint64_t address, uint32_t size, void *dat
     f.wait -= 1
     if f.wait or f.retired:
         return
-    if code_bits(vm) == 16 or vm.env.eflags & FL_TF or not vm.folding or vm.n_breaks:
+    if code_bits(vm) == 16 or vm.env.eflags & FL_TF or not vm.folding or vm.n_breaks or \
+            (vm.hvm != NULL and vm.env.cr[3] != vm.cr3):    # a task switch that was not seen yet
         f.wait = FOLD_FIRST
         return
     if fold_look(f):

@@ -621,8 +621,7 @@ cdef class Vcpu:
         vm.cr0 = CR0_PG | CR0_PE | CR0_WP | CR0_NE | CR0_MP | CR0_ET
         vm.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT
         vm.efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE
-        enter_flat(vm, R_CS, FLAT_KERNEL_CS64, FLAT_CODE | D_L)
-        enter_flat(vm, R_SS, FLAT_KERNEL_SS, FLAT_DATA)
+        xen_flat_kernel(vm)
         for seg in (R_DS, R_ES, R_FS, R_GS):
             segment_null(vm, seg, 0)
         update_features(vm)

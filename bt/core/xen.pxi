@@ -161,6 +161,11 @@ cdef inline void swap_gs(Vm *vm) noexcept nogil:
     vm.env.segs[R_GS].base = vm.page[PG_KGS]
     vm.page[PG_KGS] = base
 
+cdef inline void xen_flat_kernel(Vm *vm) noexcept nogil:
+    """CS and SS as Xen gives them to the guest's kernel."""
+    enter_flat(vm, R_CS, FLAT_KERNEL_CS64, FLAT_CODE | D_L)
+    enter_flat(vm, R_SS, FLAT_KERNEL_SS, FLAT_DATA)
+
 cdef int bounce(Vm *vm, uint64_t handler, bint has_error, uint32_t error,
                 bint events_off) noexcept nogil:
     """Enter a guest handler with a bounce frame; -1 if its stack cannot take it (domain crash)."""
@@ -201,8 +206,7 @@ cdef int bounce(Vm *vm, uint64_t handler, bint has_error, uint32_t error,
         info[1] = 1
     env.regs[RSP] = rsp
     env.eip = handler
-    enter_flat(vm, R_CS, FLAT_KERNEL_CS64, FLAT_CODE | D_L)
-    enter_flat(vm, R_SS, FLAT_KERNEL_SS, FLAT_DATA)
+    xen_flat_kernel(vm)
     set_cpl(vm, 0, (flags & ~<uint64_t>(FL_AC | FL_VM | FL_RF | FL_NT | FL_TF)) | FL_IF)
     return 0
 
@@ -303,8 +307,7 @@ cdef void xen_iret(Vm *vm) noexcept nogil:
     env.regs[RSP] = f[7]
     env.eip = f[4]
     if not user:
-        enter_flat(vm, R_CS, FLAT_KERNEL_CS64, FLAT_CODE | D_L)
-        enter_flat(vm, R_SS, FLAT_KERNEL_SS, FLAT_DATA)
+        xen_flat_kernel(vm)
         set_cpl(vm, 0, (f[6] & XEN_FLAGS) | FL_IF)
         return
     xen_enter_user(vm)

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Callable
 
 from bt.machine.ram import Ram
-from bt.xen import abi
+from bt.xen import abi, ring
 from bt.xen.guest import GuestMemory, XenError
 
 #: Bytes of one console_io write. Xen has no limit, but the work of one hypercall must have one.
@@ -70,10 +70,8 @@ class Console:
         used = produced - consumed & 0xFFFF_FFFF
         if not 0 < used <= abi.XENCONS_OUT_SIZE:
             return False
-        ring = bytes(self._view[self._page + abi.XENCONS_OUT:
-                                self._page + abi.XENCONS_OUT + abi.XENCONS_OUT_SIZE])
-        start = consumed % abi.XENCONS_OUT_SIZE
-        data = (ring[start:] + ring[:start])[:used]
+        data = ring.read(self._view, self._page + abi.XENCONS_OUT, abi.XENCONS_OUT_SIZE, consumed,
+                         used)
         self._set_index(abi.XENCONS_OUT_CONS, produced)
         self._on_output(data)
         return used == abi.XENCONS_OUT_SIZE
@@ -88,11 +86,7 @@ class Console:
             return False
         data = self._input[:abi.XENCONS_IN_SIZE - used]
         del self._input[:len(data)]
-        base = self._page + abi.XENCONS_IN
-        start = produced % abi.XENCONS_IN_SIZE
-        head = data[:abi.XENCONS_IN_SIZE - start]
-        self._view[base + start:base + start + len(head)] = head
-        self._view[base:base + len(data) - len(head)] = data[len(head):]
+        ring.write(self._view, self._page + abi.XENCONS_IN, abi.XENCONS_IN_SIZE, produced, data)
         self._set_index(abi.XENCONS_IN_PROD, produced + len(data))
         return True
 

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 
 from bt.machine.ram import Ram
-from bt.xen import abi
+from bt.xen import abi, ring
 from bt.xen.store import DOMAIN_ID, Store, StoreError
 
 _OK = b"OK\0"
@@ -106,10 +106,8 @@ class StoreRing:
         used = self._used(produced, consumed)
         if not used:
             return False
-        base = self._page + abi.XENSTORE_REQ
-        ring = bytes(self._view[base:base + abi.XENSTORE_RING_SIZE])
-        start = consumed % abi.XENSTORE_RING_SIZE
-        self._in += (ring[start:] + ring[:start])[:used]
+        self._in += ring.read(self._view, self._page + abi.XENSTORE_REQ, abi.XENSTORE_RING_SIZE,
+                              consumed, used)
         self._set(abi.XENSTORE_REQ_CONS, produced)
         return True
 
@@ -124,11 +122,8 @@ class StoreRing:
             return False
         data = self._out[:abi.XENSTORE_RING_SIZE - used]
         del self._out[:len(data)]
-        base = self._page + abi.XENSTORE_RSP
-        start = produced % abi.XENSTORE_RING_SIZE
-        head = data[:abi.XENSTORE_RING_SIZE - start]
-        self._view[base + start:base + start + len(head)] = head
-        self._view[base:base + len(data) - len(head)] = data[len(head):]
+        ring.write(self._view, self._page + abi.XENSTORE_RSP, abi.XENSTORE_RING_SIZE, produced,
+                   data)
         self._set(abi.XENSTORE_RSP_PROD, produced + len(data))
         return True
 

@@ -8,7 +8,6 @@ import pytest
 from fake_machine import Outcome
 
 from bt.cli.main import main
-from bt.errors import GuestDied
 
 
 @pytest.fixture
@@ -48,15 +47,6 @@ def test_console_goes_to_stdout_and_the_report_to_stderr(machine, flat, capfd):
     out, err = capfd.readouterr()
     assert out == "hello\r\nhalf a line"
     assert err == "\ntriple fault\nrip=0\n", "the report starts on a line of its own"
-
-
-def test_guest_died_before_it_ran(machine, flat, capfd, monkeypatch):
-    def guest(running):
-        raise GuestDied("cannot enter the guest")
-
-    machine.guest = staticmethod(guest)
-    assert main(["run", flat]) == 3
-    assert capfd.readouterr().err == "cannot enter the guest\n"
 
 
 def test_an_engine_says_what_not_to_believe(machine, flat, capfd):
