@@ -120,7 +120,8 @@ cdef struct Hvm:
     MsrFields fields
     int launch                  # VMRUN is due: first entry, or the intercepts have changed
     int by_block                # windows for interrupts are found by the block hook
-    uint8_t wanted[VMEXIT_COUNT]        # intercepts by exit code
+    uint8_t asked[VMEXIT_COUNT]         # by the policy, by exit code
+    uint8_t wanted[VMEXIT_COUNT]        # ... and what hooks need
     uint64_t exits[VMEXIT_COUNT]
     Decoded decoded[HVM_DECODED]
 

@@ -97,6 +97,24 @@ def intercepts(policy: str) -> frozenset[int]:
     return codes
 
 
+#: Rows of the sensitive table that exit only when asked to: their codes.
+_ROW_CODES = {
+    "PUSHF": "PUSHF", "POPF": "POPF", "IRET": "IRET", "PAUSE": "PAUSE", "WBINVD": "WBINVD",
+    "INVD": "INVD", "SGDT": "GDTR_READ", "SIDT": "IDTR_READ", "SLDT": "LDTR_READ",
+    "STR": "TR_READ", "SMSW": "CR0_READ", "INT_N": "SWINT", "INT3": "SWINT", "INTO": "SWINT",
+    "MOV_FROM_CR": "CR0_READ CR2_READ CR3_READ CR4_READ", "MOV_TO_CR": "CR2_WRITE",
+}
+
+
+def for_row(row: str) -> frozenset[int]:
+    """What to intercept, besides MINIMAL, to see an instruction (a row of the sensitive table).
+
+    Empty for the ones that always exit, and for those that AMD-V has no intercept for: CLI, STI,
+    segment loads, far transfers, SWAPGS, SYSRET and more.
+    """
+    return _codes(_ROW_CODES.get(row, ""))
+
+
 def name(code: int) -> str:
     """The manual's name of an exit code."""
     return f"VMEXIT_{EXIT_NAMES[code]}" if code in EXIT_NAMES else f"VMEXIT {code:#x}"

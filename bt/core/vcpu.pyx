@@ -382,6 +382,7 @@ cdef class Vcpu:
         env_int(vm.env, OFF_IS_INT)[0] = 0
         msr_fields(vm.uc, vm.env, &hvm.fields)
         write_msr(vm.uc, MSR_VM_HSAVE_PA, PA_WINDOW + HVM_SAVE)
+        hvm_check(vm)
         self.set_intercepts(intercepts)
 
     def set_intercepts(self, codes):
@@ -392,12 +393,28 @@ cdef class Vcpu:
         """
         cdef Hvm *hvm = self.vm.hvm
         cdef int code
-        memset(hvm.wanted, 0, sizeof(hvm.wanted))
+        memset(hvm.asked, 0, sizeof(hvm.asked))
         for code in codes:
             if not 0 <= code < VMEXIT_COUNT:
                 raise ValueError(f"no intercept for #VMEXIT {code:#x}")
-            hvm.wanted[code] = 1
+            hvm.asked[code] = 1
+        self.intercept_hooked()
+
+    cdef intercept_hooked(self):
+        """What is hooked must exit, besides what was asked for."""
+        cdef Hvm *hvm = self.vm.hvm
+        cdef int code, number
+        memcpy(hvm.wanted, hvm.asked, sizeof(hvm.wanted))
+        for row in _TABLE:
+            if self.vm.hooked[row.id]:
+                for code in _svm.for_row(row.name):
+                    hvm.wanted[code] = 1
+        for number in range(32):
+            if self.vm.hooked[ROWS + number]:
+                hvm.wanted[VMEXIT_EXCEPTION + number] = 1
         hvm.launch = 1
+        if self.vm.running:
+            leave(self.vm)
 
     cdef check(self, uc_err err, str what):
         if err != UC_ERR_OK:
@@ -970,6 +987,8 @@ cdef class Vcpu:
         if not 0 <= number < HOOKS:
             raise ValueError(f"no exit {number}")
         vm.hooked[number] = (HOOK_BEFORE if before else 0) | (HOOK_AFTER if after else 0)
+        if vm.hvm != NULL:
+            self.intercept_hooked()
         update_features(vm)
         if number >= ROWS:
             return

@@ -116,6 +116,23 @@ def test_rdtscp_has_its_own_code() -> None:
     assert codes == [svm.CODES["RDTSC"], svm.CODES["RDTSCP"]]
 
 
+def test_a_hook_makes_its_instruction_exit() -> None:
+    """PUSHF is nobody's business until somebody hooks it, while the guest runs too."""
+    guest = Micro("pushfq\nmov dx, 0x3f0\nout dx, al\npushfq\nud2\nEXIT 1\nnext: EXIT 2")
+    guest.abandon("next")
+    seen: list[tuple[str, int | None]] = []
+
+    @guest.machine.on_exit("out")
+    def late(exit: object) -> None:
+        if not seen:
+            seen.append(("out", None))
+            guest.machine.on_exit("pushf", "#UD")(
+                lambda exit: seen.append((exit.reason, exit.hardware_code)))
+
+    assert guest.run().outcome.status == 2
+    assert seen == [("out", None), ("pushf", 0x70), ("exception #UD", 0x46)]
+
+
 def test_policies_are_checked(capsys) -> None:
     assert svm.intercepts("minimal") == svm.MINIMAL
     assert svm.intercepts(" PUSHF, iret") == svm.MINIMAL | {0x70, 0x74}
