@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What one sensitive instruction costs: as a trap there and back, and as an inline stub.
+"""What one sensitive instruction costs: as a trap there and back, as an inline stub, under hvm.
 
     python tools/bench_exits.py [--runs N] [--json] [INSTRUCTION...]
 
@@ -9,6 +9,8 @@ RDTSC, which counts nanoseconds here. The same loop with harmless instructions i
 sensitive ones is subtracted, so what is left is the price of virtualizing them, plus what they
 would have cost anyway (a nanosecond or less). Sites stay traps when the machine is made with
 ``hot=0``; otherwise they become stubs while the loop warms up, where there is a stub for them.
+Under ``hvm`` the guest is in AMD-V guest mode, where an instruction exits if it is among the
+minimal intercepts, and else runs on the CPU.
 
 A pass over the loop is short, and of each run's passes the fastest counts: what the host did to the
 others is no cost of ours. Each of the runs is a new machine; medians of the runs are shown.
@@ -56,6 +58,7 @@ class Case:
     setup: str = "nop"
     trap_goal: float | None = None
     stub_goal: float | None = None
+    hvm_goal: float | None = None
 
 
 _NOP3, _NOP4 = "nop dword ptr [rax]", "nop dword ptr [rax + 8]"
@@ -72,7 +75,7 @@ CASES: dict[str, Case] = {
     "swapgs": Case("SWAPGS", "swapgs; nop; nop", f"{_NOP3}; nop; nop"),
     "rdtsc": Case("RDTSC", "rdtsc", "mov eax, ebx"),
     "cpuid": Case("CPUID", "xor eax, eax; cpuid", "xor eax, eax; mov ebx, eax",
-                  setup="mov ebp, esp"),
+                  setup="mov ebp, esp", hvm_goal=150),
     "iret": Case("IRET", "mov rax, rsp; push rdi; push rax; push rbx; push rsi; "
                  "lea rax, [rip + 3]; push rax; iretq",
                  "mov rax, rsp; push rdi; push rax; push rbx; push rsi; "
@@ -140,10 +143,10 @@ class Loop:
     stubs: int
 
 
-def run_loop(case: Case, body: str, *, hot: int, loops: int) -> Loop:
+def run_loop(case: Case, body: str, *, hot: int, loops: int, engine: str = "bt") -> Loop:
     """Run ``body`` on a fresh machine. The first pass warms up and is not looked at."""
     machines = importlib.import_module("bt.machine.machine")
-    machine = machines.Machine(ram_bytes=_RAM, hot=hot)
+    machine = machines.Machine(ram_bytes=_RAM, hot=hot, engine=engine)
     with tempfile.NamedTemporaryFile(suffix=".bin") as file:
         file.write(assemble(program(body, case.setup, loops, _PASSES + 1)))
         file.flush()
@@ -168,6 +171,8 @@ def cost(name: str, runs: int) -> dict[str, Any]:
         "empty": lambda: run_loop(case, case.empty, hot=0, loops=loops),
         "trap": lambda: run_loop(case, case.body, hot=0, loops=loops),
         "stub": lambda: run_loop(case, case.body, hot=hot, loops=loops),
+        "hvm empty": lambda: run_loop(case, case.empty, hot=0, loops=loops, engine="hvm"),
+        "hvm": lambda: run_loop(case, case.body, hot=0, loops=loops, engine="hvm"),
     }, runs)
     for run in loop["trap"]:
         if run.exits < executed:
@@ -177,7 +182,9 @@ def cost(name: str, runs: int) -> dict[str, Any]:
     on_stubs = all(run.stubs >= _COPIES and run.exits < executed / 10 for run in loop["stub"])
     return {"row": case.row, "empty_ns": base,
             "trap_ns": _bench.median([run.ns for run in loop["trap"]]) - base,
-            "stub_ns": _bench.median([run.ns for run in loop["stub"]]) - base if on_stubs else None}
+            "stub_ns": _bench.median([run.ns for run in loop["stub"]]) - base if on_stubs else None,
+            "hvm_ns": _bench.median([run.ns for run in loop["hvm"]])
+            - _bench.median([run.ns for run in loop["hvm empty"]])}
 
 
 def translator_share(runs: int) -> dict[str, float]:
@@ -209,12 +216,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def show(results: Mapping[str, Any]) -> str:
     """The table for people."""
-    rows = [["one instruction", "trap, ns", "goal", "stub, ns", "goal"]]
+    rows = [["one instruction", "trap, ns", "goal", "stub, ns", "goal", "hvm, ns", "goal"]]
     for name, numbers in results["exits"].items():
         case = CASES[name]
         stub = numbers["stub_ns"]
         rows.append([name, f"{numbers['trap_ns']:.0f}", _goal(case.trap_goal),
-                     "-" if stub is None else f"{stub:.1f}", _goal(case.stub_goal)])
+                     "-" if stub is None else f"{stub:.1f}", _goal(case.stub_goal),
+                     f"{numbers['hvm_ns']:.0f}", _goal(case.hvm_goal)])
     text = _bench.table(rows)
     if "translator" in results:
         share = results["translator"]

@@ -564,7 +564,7 @@ cdef void do_rdpmc(Vm *vm, Insn *insn) noexcept nogil:
     raise_gp(vm, 0)
 
 cdef void do_cpuid(Vm *vm, Insn *insn) noexcept nogil:
-    python_cpuid(vm)
+    answer_cpuid(vm)
 
 cdef void do_pause(Vm *vm, Insn *insn) noexcept nogil:
     pass

@@ -173,7 +173,7 @@ cdef void cpuid_exit(Vm *vm, int limits) noexcept nogil:
         python_hook(vm, row_cpuid, HOOK_BEFORE, vm.rip, b"\x0f\xa2", 2, before, 3, limits, &answer)
     if answer.action != HOOK_GO:
         return
-    python_cpuid(vm)
+    answer_cpuid(vm)
     if hooked & HOOK_AFTER:
         python_hook(vm, row_cpuid, HOOK_AFTER, vm.rip, b"\x0f\xa2", 2, before, 3,
                     LIMIT_NO_INJECT | LIMIT_NO_SKIP, &answer)

@@ -476,16 +476,31 @@ cdef void python_fifo_done(Vm *vm) noexcept with gil:
         vm.kick = 1
         leave(vm)
 
-cdef void python_cpuid(Vm *vm) noexcept with gil:
+cdef void answer_cpuid(Vm *vm) noexcept nogil:
+    """CPUID by the policy, which is asked once for each leaf and subleaf."""
     cdef uint64_t *regs = vm.env.regs
+    cdef uint32_t leaf = <uint32_t>regs[RAX]
+    cdef uint32_t subleaf = <uint32_t>regs[RCX]
+    cdef CpuidCached *slot = &vm.cpuids[(leaf ^ (leaf >> 26) ^ (subleaf << 3)) & (CPUIDS - 1)]
+    if not slot.valid or slot.leaf != leaf or slot.subleaf != subleaf:
+        slot.valid = 0
+        if not python_cpuid(vm, leaf, subleaf, slot.regs):
+            return
+        slot.leaf = leaf
+        slot.subleaf = subleaf
+        slot.valid = 1
+    regs[RAX] = slot.regs[0]
+    regs[RBX] = slot.regs[1]
+    regs[RCX] = slot.regs[2]
+    regs[RDX] = slot.regs[3]
+
+cdef bint python_cpuid(Vm *vm, uint32_t leaf, uint32_t subleaf, uint32_t *out) noexcept with gil:
     try:
-        eax, ebx, ecx, edx = (<Vcpu>vm.owner).cpuid(regs[RAX] & <uint64_t>0xffffffff, regs[RCX] & <uint64_t>0xffffffff)
-        regs[RAX] = eax
-        regs[RBX] = ebx
-        regs[RCX] = ecx
-        regs[RDX] = edx
+        out[0], out[1], out[2], out[3] = (<Vcpu>vm.owner).cpuid(leaf, subleaf)
+        return True
     except BaseException as error:
         python_failed(vm, error)
+        return False
 
 cdef bint python_rdmsr(Vm *vm, uint32_t index, uint64_t *value) noexcept with gil:
     try:

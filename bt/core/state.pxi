@@ -174,6 +174,12 @@ cdef struct Cached:             # one entry of the VMM's own small TLBs
     uint8_t *host
     uint64_t gpn
 
+cdef struct CpuidCached:        # an answer of the CPUID policy, which depends on nothing else
+    uint32_t leaf
+    uint32_t subleaf
+    uint32_t regs[4]            # EAX EBX ECX EDX
+    uint32_t valid
+
 cdef struct SiteCached:
     uint64_t gva
     uint64_t gen
@@ -191,6 +197,7 @@ cdef enum:
     SITE_BUCKETS = 1 << 15
     SITE_CACHE = 1 << 11
     VMM_TLB = 64
+    CPUIDS = 64
     ROWS = 256
     HOOKS = 256 + 64            # exits a hook can be on: rows, pseudo-exits behind them, three more
     HOOK_HYPERCALL = 256 + 61
@@ -360,6 +367,7 @@ cdef struct Vm:
     Cached reads[VMM_TLB]
     Cached writes[VMM_TLB]
     Cached fetches[VMM_TLB]
+    CpuidCached cpuids[CPUIDS]
     Site *buckets[SITE_BUCKETS]
     SiteCached site_cache[SITE_CACHE]
     uint64_t site_gen

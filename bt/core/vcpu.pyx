@@ -620,6 +620,7 @@ cdef class Vcpu:
             raise MemoryError
         self.hypercall = hypercall
         self.cpuid = cpuid
+        memset(vm.cpuids, 0, sizeof(vm.cpuids))
         self.io_allowed = io_allowed
         x.nr_pages = domain.nr_pages
         x.kind = <uint8_t *>calloc(frames, 1)

@@ -227,7 +227,7 @@ class CpuPolicy(Protocol):
     acknowledge: Callable[[], int]
     #: CR8 has passed the class given to ``watch_cr8``; may call ``set_intr``.
     cr8_crossed: Callable[[], None]
-    #: (EAX, EBX, ECX, EDX) of a leaf and subleaf.
+    #: (EAX, EBX, ECX, EDX) of a leaf and subleaf; always the same ones: answers are kept.
     cpuid: Callable[[int, int], tuple[int, int, int, int]]
     #: The value of an MSR that is not part of the CPU's running state; None is #GP.
     read_msr: Callable[[int], int | None]
