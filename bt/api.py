@@ -60,6 +60,9 @@ class Machine(machine.Machine):
 
         devices = Devices.asked_for(net, share, deterministic=keywords.get("deterministic", False))
         images = [shapes.option(text) for text in disks]
+        if ENGINES[engine].paravirtual and command is None:
+            # A domain's one console is what a command's output would come by.
+            keywords.setdefault("channels", {})
         vm = cls(engine=engine, **keywords)
         vm._devices = devices
         shapes.attach(vm, images)

@@ -90,8 +90,12 @@ def test_row_is_executed_in_every_mode(row):
 @pytest.mark.parametrize("name", manifest.GUESTS)
 def test_results_do_not_depend_on_the_cpu_model(native, name):
     """A CPU with every feature prints the same lines: what differs by model is reduced away."""
-    output, status = runners.run_qemu(guests.image(name), "max,vendor=GenuineIntel")
-    assert (output, status) == native(name)
+    # QEMU's timer follows the host's clock: on a busy host a tick can come too late to be pending.
+    for _ in range(3):
+        seen = runners.run_qemu(guests.image(name), "max,vendor=GenuineIntel")
+        if seen == native(name):
+            break
+    assert seen == native(name)
 
 
 def test_deviations_are_what_qemu_prints(native):
