@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--symbol", metavar="PATTERN", help="blocks of these symbols (* and ? match)")
     add("--address", type=address_range, metavar="A[-B]", help="blocks at these addresses")
     add("--insn", metavar="NAME", help="blocks in which this instruction was rewritten: CLI, ...")
+    add("--exits", type=values.whole, default=0, metavar="N", help="blocks with at least N exits")
     add("--user", action="store_true", help="only user code")
     add("--kernel", action="store_true", help="only the kernel's code")
     add("--limit", type=values.whole, default=_BLOCKS, metavar="N",
@@ -82,7 +83,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         recording = _run(options)
     chosen = Filter(options.symbol, options.address, options.insn,
-                    True if options.user else False if options.kernel else None, options.changed)
+                    True if options.user else False if options.kernel else None, options.changed,
+                    options.exits)
     wants_blocks = options.blocks or chosen != Filter()
     limit = options.limit or None
     if options.html is not None:

@@ -34,7 +34,8 @@ def block(listing: Listing) -> dict[str, Any]:
     return {
         "address": f"{shown.gva:x}", "physical": f"{shown.gpa:x}", "bits": shown.bits,
         "source": listing.source, "symbol": listing.symbol, "size": len(shown.code),
-        "first_ns": shown.first_ns, "translated": shown.times, "dropped": shown.dropped,
+        "first_ns": shown.first_ns, "translated": shown.times, "last_ns": shown.last_ns,
+        "dropped_ns": list(shown.dropped),
         "exits": listing.exits, "ns": listing.ns,
         "lines": [{"address": f"{line.address:x}", "code": line.code.hex(), "text": line.text,
                    **({"now": line.now.hex() if line.now is not None else None,

@@ -92,7 +92,7 @@ def content(recording: Recording) -> dict[str, Any]:
         columns["kernel"].append(int(block.kernel))
         columns["first"].append(block.first_ns // 1000)
         columns["times"].append(block.times)
-        columns["dropped"].append(block.dropped)
+        columns["dropped"].append(len(block.dropped))
         columns["exits"].append(listing.exits)
         columns["ns"].append(listing.ns)
         columns["symbol"].append(strings.number(listing.symbol or ""))

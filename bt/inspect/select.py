@@ -18,7 +18,7 @@ class Filter:
     """Blocks by symbol (a pattern), by address (first, last), by an instruction rewritten in them.
 
     ``user``: True only user code, False only the kernel, None both; ``changed``: only blocks in
-    which something was rewritten.
+    which something was rewritten; ``exits``: only blocks that were left for the VMM so often.
     """
 
     symbol: str | None = None
@@ -26,6 +26,7 @@ class Filter:
     instruction: str | None = None
     user: bool | None = None
     changed: bool = False
+    exits: int = 0
 
     def blocks(self, recording: Recording) -> Iterator[Block]:
         """The recording's blocks that fit, by address."""
@@ -38,7 +39,13 @@ class Filter:
             row = BY_NAME[name].id
         sites = sorted(gva for gva, site in recording.sites.items()
                        if row is None or site.row == row)
+        counts: Counter[int] = Counter()
+        for entry in recording.exits if self.exits else ():
+            counts[entry.gva] += entry.count
         for block in recording.blocks:
+            if self.exits and sum(counts[address] for address in range(
+                    block.gva, block.gva + len(block.code)) if address in counts) < self.exits:
+                continue
             if self.user is not None and block.kernel == self.user:
                 continue
             if self.address is not None and not (

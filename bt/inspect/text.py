@@ -64,8 +64,11 @@ def block(listing: Listing) -> RenderableType:
     head = Text(f"{shown.gva:016x} {listing.symbol or ''}".rstrip(), style="bold")
     head.append(f"  {shown.bits}-bit {listing.source}, {len(shown.code)} bytes, "
                 f"translated {shown.times}x", style="dim")
+    if shown.times > 1:
+        head.append(f" (at {_ms(shown.first_ns)}, last at {_ms(shown.last_ns)})", style="dim")
     if shown.dropped:
-        head.append(f", its page written {shown.dropped}x", style="dim")
+        head.append(f", dropped {len(shown.dropped)}x by a write to its page, first at "
+                    f"{_ms(shown.dropped[0])}", style="dim")
     if listing.exits:
         head.append(f", {listing.exits} exits in {listing.ns / 1e6:.2f} ms", style="dim")
     table = Table(box=None, padding=(0, 1), show_header=False)
@@ -80,6 +83,10 @@ def block(listing: Listing) -> RenderableType:
             stub.add_row("     ", f"{address:x}", raw.hex(), Text(text))
         parts += [Text(f"    the stub of {site.gva:x}:", style="dim"), stub]
     return Group(*parts, Text())
+
+
+def _ms(ns: int) -> str:
+    return f"{ns / 1e6:.1f} ms"
 
 
 def _cells(line: Line) -> tuple[RenderableType, ...]:

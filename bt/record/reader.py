@@ -20,8 +20,8 @@ _MAGIC = b"SQLite format 3\0"
 class Block:
     """One block as it was translated: ``code`` is the guest's own.
 
-    times: how often it was translated; dropped: how often its page was written after that, which
-    threw it away; kernel: virtual CPL 0.
+    times: how often it was translated, from first_ns to last_ns; dropped: virtual times at which
+    its page was written after the first, which threw it away; kernel: virtual CPL 0.
     """
 
     gva: int
@@ -32,7 +32,7 @@ class Block:
     first_ns: int
     last_ns: int
     times: int
-    dropped: int
+    dropped: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,9 @@ def _blocks(db: sqlite3.Connection, events: list[Event], sites: dict[int, Site])
             around.pop()
         if around and _is_piece(around[-1], gva, code):
             continue
-        dropped = [ns for ns in writes.get(gpa >> 12, ()) if ns >= first]
         block = Block(gva, gpa, int(bits), cpl == 0, code, int(first), int(last),
-                      max(1, int(times) - again.get(gva, 0)), len(dropped))
+                      max(1, int(times) - again.get(gva, 0)),
+                      tuple(ns for ns in writes.get(gpa >> 12, ()) if ns >= first))
         blocks.append(block)
         around.append(block)
     blocks.sort(key=lambda block: (block.gva, not block.kernel))

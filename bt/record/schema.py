@@ -56,7 +56,8 @@ CREATE VIEW pages AS
 """
 
 #: For the readers' questions; made when the run is over.
-INDEXES = "CREATE INDEX log_place ON log (kind, gva);"
+INDEXES = (f"CREATE INDEX stubs ON log (gva) WHERE kind = {STUB};",
+           f"CREATE INDEX taken_back ON log (gva) WHERE kind = {UNSTUB};")
 
 KIND_NAMES = {
     BLOCK: "block translated", AGAIN: "block translated again", SITE: "trap put in place",

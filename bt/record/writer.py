@@ -90,7 +90,8 @@ class Recorder:
             db.executemany("INSERT OR REPLACE INTO timeline VALUES (?, ?, ?)", self._timeline)
             db.executemany("INSERT OR REPLACE INTO symbols VALUES (?, ?, ?)",
                            self._named(symbols))
-            db.execute(schema.INDEXES)
+            for index in schema.INDEXES:
+                db.execute(index)
         db.close()
 
     def _named(self, symbols: SymbolTable) -> Iterator[tuple[int, int, str]]:

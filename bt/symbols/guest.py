@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from bt.errors import InputError
-from bt.symbols import kallsyms, of_file
+from bt.symbols import kallsyms
+from bt.symbols.cache import cached_of_file
 from bt.symbols.table import SymbolTable
 
 _PRESENT, _LARGE = 1, 0x80
@@ -58,7 +59,7 @@ class GuestSymbols:
             return self._found
         if self._linked is None:
             try:
-                self._linked = of_file(self._path)
+                self._linked = cached_of_file(self._path)
             except InputError:      # a flat binary, say
                 self._linked = SymbolTable()
         linked = self._linked

@@ -20,7 +20,7 @@ NO_BLOCK = Recording({}, [], {}, [], {}, [], [], [])
 
 
 def block(code: bytes, gva: int = 0x1000) -> Block:
-    return Block(gva, gva, 64, True, code, 0, 0, 1, 0)
+    return Block(gva, gva, 64, True, code, 0, 0, 1)
 
 
 def test_a_trap_is_one_byte() -> None:
@@ -58,6 +58,8 @@ def test_filters_agree_with_the_sites(tasks: Recording) -> None:
         assert any("iret" in line.text and line.state for line in lister.listing(one).lines)
     user = list(Filter(user=True).blocks(tasks))
     assert user and not any(one.kernel for one in user)
+    busy = list(Filter(exits=100).blocks(tasks))
+    assert busy == [one for one in tasks.blocks if lister.listing(one).exits >= 100] and busy
     some = tasks.blocks[len(tasks.blocks) // 2]
     assert some in list(Filter(address=(some.gva, some.gva)).blocks(tasks))
     with pytest.raises(InputError, match="no sensitive instruction"):

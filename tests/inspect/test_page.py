@@ -74,7 +74,7 @@ def tasks_page(tasks: Recording, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def many(count: int) -> Recording:
     """A recording of ``count`` blocks, one of them with a trap that was hit."""
     blocks = [Block(0xFFFFFFFF81000000 + 16 * i, 0x1000000 + 16 * i, 64, True,
-                    b"\xfa\x48\x89\xc5\xc3", i, i, 1, 0) for i in range(count)]
+                    b"\xfa\x48\x89\xc5\xc3", i, i, 1) for i in range(count)]
     site = Site(blocks[7].gva, 64, BY_NAME["CLI"].id, b"\xfa", 0)
     return Recording(
         {"guest": EVIL, "engine": "bt", "outcome": "powered-off", "status": "0", "wall_s": "1"},
