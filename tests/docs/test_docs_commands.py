@@ -3,9 +3,10 @@
 
 A ``console`` block has commands behind ``$ `` and what they print, output and errors together:
 ``...`` stands for anything, alone on a line for any lines; runs of spaces count as one. An ``sh``
-block has commands alone. ``# status N`` behind a command says how it ends, if not with 0. A block
-behind ``<!-- not run: why -->`` is left out: for what a test machine cannot have. Commands of one
-page share a folder, and find there the files that documents name.
+block has commands alone; one in which a command stays in the background (``&``) is one script, at
+the end of which that is ended. ``# status N`` behind a command says how it ends, if not with 0. A
+block behind ``<!-- not run: why -->`` is left out: for what a test machine cannot have. Commands of
+one page share a folder, and find there the files that documents name.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ class Command(NamedTuple):
 def commands(text: str) -> Iterator[Command]:
     for skipped, kind, body in _BLOCK.findall(text):
         if skipped:
+            continue
+        if kind == "sh" and re.search(r" &(\s|$)", body, re.MULTILINE):
+            yield Command(f"trap 'kill $(jobs -p)' EXIT; set -e\n{body}", None, 0)
             continue
         if kind == "sh":
             for line in re.sub(r"\\\n", " ", body).splitlines():
@@ -132,3 +136,5 @@ def test_the_finder() -> None:
             "```\n```sh\nmake x\nyes \\\n  more\n```\n")
     assert list(commands(text)) == [Command("one # status 3", ["out"], 3), Command("two", [], 0),
                                     Command("yes    more", None, 0)]
+    script, = commands("```sh\nserve &  # for a while\nask\n```\n")
+    assert script.line.endswith("EXIT; set -e\nserve &  # for a while\nask\n")
