@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import struct
 import subprocess
 from pathlib import Path
 
 import pytest
+from structlayout import offsets
 
 from bt.kvm import abi
 
@@ -88,19 +88,6 @@ def test_numbers(tmp_path: Path) -> None:
             if isinstance(value, int) and name[0] != "_"}
     assert len(ours) > 70
     assert compile_and_run(tmp_path, {name: EXPRESSIONS.get(name, name) for name in ours}) == ours
-
-
-def offsets(layout: str) -> list[int]:
-    """Where each field of a struct format begins."""
-    found, at = [], 0
-    for count, code in re.findall(r"(\d*)([a-zA-Z])", layout):
-        repeat = 1 if code in "sx" else int(count or 1)
-        size = struct.calcsize("<" + (count if code in "sx" else "") + code)
-        for _ in range(repeat):
-            if code != "x":
-                found.append(at)
-            at += size
-    return found
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

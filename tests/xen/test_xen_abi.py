@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Every number and layout of bt.xen.abi against what the C compiler makes of Xen's headers."""
 
-import re
 import shutil
 import struct
 import subprocess
 from pathlib import Path
 
 import pytest
+from structlayout import offsets
 
 from bt.xen import abi
 
@@ -134,19 +134,6 @@ def test_hypercall_numbers(tmp_path):
     theirs = compile_and_run(tmp_path, [
         show(name, f"__HYPERVISOR_{name}") for name in abi.HYPERCALLS.values()])
     assert theirs == {name: number for number, name in abi.HYPERCALLS.items()}
-
-
-def offsets(layout: str) -> list[int]:
-    """Where each field of a struct format begins."""
-    found, at = [], 0
-    for count, code in re.findall(r"(\d*)([a-zA-Z])", layout):
-        repeat = 1 if code in "sx" else int(count or 1)
-        size = struct.calcsize("<" + (count if code in "sx" else "") + code)
-        for _ in range(repeat):
-            if code != "x":
-                found.append(at)
-            at += size
-    return found
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
