@@ -46,13 +46,17 @@ class Door:
 
     def _symbols(self, kernel: Path) -> Path | None:
         """The file that gdb gets its names from; None if the kernel has none."""
+        from bt.boot.unpack_cache import cache_folder
         from bt.gdb import symfile
-        from guests.linux.fetch import cache_folder
 
+        folder = cache_folder("symbols")
+        if folder is None:
+            print("bt: no symbols for gdb: no home folder to keep them in", file=sys.stderr)
+            return None
         try:
             with symfile.kernel_elf(kernel) as elf:
                 self._segments = symfile.segments(elf)
-                return symfile.cached_symbol_file(kernel, elf, cache_folder())
+                return symfile.cached_symbol_file(kernel, elf, folder)
         except InputError:      # a flat binary, say
             return None
         except OSError as error:

@@ -12,6 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from bt.boot.unpack_cache import cache_folder
 from bt.symbols import of_file
 from bt.symbols.table import Section, Symbol, SymbolTable
 
@@ -19,18 +20,16 @@ _VERSION = 1
 _MIN_SYMBOLS = 10_000   # fewer are decoded as fast as they are read
 
 
-def _folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "ring1" / "symbols"
-
-
 def cached_of_file(path: Path) -> SymbolTable:
     """As bt.symbols.of_file. Raises InputError."""
+    folder = cache_folder("symbols")
     try:
         stat = path.stat()
     except OSError:
-        return of_file(path)    # says what is wrong with it
-    kept = _folder() / f"{path.name}-{stat.st_size:x}-{stat.st_mtime_ns:x}.{_VERSION}.json"
+        folder = None           # of_file says what is wrong with it
+    if folder is None:
+        return of_file(path)
+    kept = folder / f"{path.name}-{stat.st_size:x}-{stat.st_mtime_ns:x}.{_VERSION}.json"
     try:
         return _read(kept)
     except (OSError, ValueError, TypeError, KeyError):
