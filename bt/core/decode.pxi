@@ -4,6 +4,11 @@
 # The scanner has already said which instruction it is and how long; this finds its operands and
 # reads and writes them as the instruction would, with the guest's own rights.
 
+cdef inline bint is_prefix(uint8_t byte, int bits) noexcept nogil:
+    return byte == 0x26 or byte == 0x2e or byte == 0x36 or byte == 0x3e or \
+        0x64 <= byte <= 0x67 or byte == 0xf0 or byte == 0xf2 or byte == 0xf3 or \
+        (bits == 64 and byte & 0xf0 == 0x40)
+
 cdef bint decode(Vm *vm, const uint8_t *code, int length, int bits, Insn *out) noexcept nogil:
     """Fill ``out``. False if the bytes end before the instruction does."""
     cdef int at = 0

@@ -33,8 +33,7 @@ cdef void raise_exception(Vm *vm, int vector, uint32_t error) noexcept nogil:
             return
         if first == EX_DF:
             vm.stop = STOP_SHUTDOWN
-            vm.stop_now = 1
-            uc_emu_stop(vm.uc)
+            leave(vm)
             return
         if vm.fault_vector == EX_PF:
             set_cr2(vm, vm.fault_gva)

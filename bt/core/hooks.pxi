@@ -4,10 +4,41 @@
 # Every callback runs without the interpreter lock. Python is entered only through the functions at
 # the end (devices, CPUID and MSR policy, interrupt acknowledge, stub making, tracing).
 
+cdef extern from *:
+    """
+    #define full_barrier() __atomic_thread_fence(__ATOMIC_SEQ_CST)
+    """
+    void full_barrier() noexcept nogil
+
+cdef inline void stop_cpu(Vm *vm) noexcept nogil:
+    """Have Unicorn stop at the start of the next block, with RIP looked up there."""
+    vm.skip_sync[0] = 0
+    uc_emu_stop(vm.uc)
+
 cdef inline void leave(Vm *vm) noexcept nogil:
     """Come out of emu_start after this instruction; vm.stop says whether `run` returns too."""
     vm.stop_now = 1
-    uc_emu_stop(vm.uc)
+    stop_cpu(vm)
+
+cdef inline void rip_is_known(Vm *vm) noexcept nogil:
+    """From a hook of SYSCALL or RDTSC in 64-bit code: spare the next such hooks a search for RIP.
+
+    Unicorn searches a tree and decodes a table to learn where an instruction with a hook is, which
+    takes longer than most exits, and for these the translator has stored RIP before. The one flag
+    that turns the search off is also read when a stop finds its way out of a block, where RIP is
+    not stored: so it is on only while no stop is asked for. Whoever asks for one turns it off first
+    (`stop_cpu`), the kicker's thread after it has set vm.kick, which is looked at here after the
+    flag is on: in whatever order the two run, it ends off. emu_start turns it off, too.
+
+    SYSENTER has a hook and no stored RIP: in 64-bit code it never comes to its hook
+    (`hide_sysenter`), and other code is entered with the flag off (`update_hflags`).
+    """
+    if vm.skip_sync[0] or not vm.skips_sync or not vm.env.hflags & HF_CS64:
+        return
+    vm.skip_sync[0] = 1
+    full_barrier()
+    if vm.kick or vm.stop_now:
+        vm.skip_sync[0] = 0
 
 cdef void emulate(Vm *vm, int row, uint64_t rip, const uint8_t *code, int length,
                   int bits) noexcept nogil:
@@ -275,6 +306,8 @@ cdef void exception(Vm *vm, int vector, uint32_t error) noexcept nogil:
 cdef bint on_invalid(uc_engine *uc, void *data) noexcept nogil:
     """UC_HOOK_INSN_INVALID: #UD. True: handled, go on at env.eip."""
     cdef Vm *vm = <Vm *>data
+    cdef uint8_t opcode
+    cdef int length = 0
     env_int(vm.env, OFF_OLD_EXCEPTION)[0] = -1
     if vm.hvm != NULL:
         hvm_sync(vm)
@@ -283,13 +316,50 @@ cdef bint on_invalid(uc_engine *uc, void *data) noexcept nogil:
         hvm_event(vm, EX_UD, 0)
         return True
     end_step(vm)
-    exception(vm, EX_UD, 0)
+    opcode = hidden_entry(vm, &length)
+    if opcode == 0x34:
+        hidden_sysenter(vm, length)
+    else:
+        # SYSEXIT is a site, or refused: by its privilege.
+        exception(vm, EX_GP if opcode == 0x35 else EX_UD, 0)
     return True
+
+cdef uint8_t hidden_entry(Vm *vm, int *length) noexcept nogil:
+    """0x34 or 0x35 if the instruction at RIP is a SYSENTER or SYSEXIT of 64-bit code, else 0."""
+    cdef uint8_t code[15]
+    cdef int i, avail
+    if code_bits(vm) != 64:
+        return 0
+    avail = fetch_code(vm, vm.env.eip, code, 15)
+    for i in range(avail - 1):
+        if code[i] == 0x0f:
+            length[0] = i + 2
+            return code[i + 1] if code[i + 1] & 0xfe == 0x34 else 0
+        if not is_prefix(code[i], 64) or code[i] == 0xf0:       # LOCK makes them #UD
+            return 0
+    return 0
+
+cdef void hidden_sysenter(Vm *vm, int length) noexcept nogil:
+    """SYSENTER of 64-bit code, which arrives as #UD; with the guest's own single step behind it."""
+    cdef bint stepping = (vm.env.eflags & FL_TF) != 0
+    cdef uint32_t raised = vm.raised
+    sysenter(vm, length)
+    if stepping and vm.raised == raised and not vm.stop:
+        vm.dr[6] |= 0x4000
+        raise_exception(vm, EX_DB, 0)
 
 cdef int entry_length(Vm *vm, uint8_t opcode) noexcept nogil:
     """Length of the SYSCALL or SYSENTER at RIP. Prefixes are allowed and do nothing, but count."""
     cdef uint8_t code[15]
-    cdef int i, avail = fetch_code(vm, linear(vm, vm.env.eip), code, 15)
+    cdef int i, avail
+    cdef uint64_t gva = linear(vm, vm.env.eip)
+    cdef Cached *page = &vm.fetches[(gva >> 12) & (VMM_TLB - 1)]
+    cdef const uint8_t *there
+    if page.page == (gva & ~<uint64_t>0xfff) | 1 and page.gen == vm.gen and gva & 0xfff != 0xfff:
+        there = vm.ram + (page.gpn << 12) + (gva & 0xfff)
+        if there[0] == 0x0f and there[1] == opcode:     # next to always
+            return 2
+    avail = fetch_code(vm, gva, code, 15)
     for i in range(avail - 1):
         if code[i] == 0x0f and code[i + 1] == opcode:
             return i + 2
@@ -299,22 +369,32 @@ cdef void on_syscall(uc_engine *uc, void *data) noexcept nogil:
     """SYSCALL never executes in Unicorn; afterwards it adds the instruction's length to RIP."""
     cdef Vm *vm = <Vm *>data
     cdef int length = entry_length(vm, 0x05)
-    cdef uint64_t start = vm.env.eip
-    cdef uint64_t number = vm.env.regs[RAX]
-    cdef int hooked = vm.hooked[ROWS + EXIT_SYSCALL]
-    cdef uint64_t at = linear(vm, vm.env.eip)
-    cdef uint64_t began = host_ns() if vm.recorder != NULL else 0
+    rip_is_known(vm)
     audit(vm)
     if vm.hvm != NULL:
         hvm_sync(vm)
         vm.hardware_code = -1
     end_step(vm)
+    if not vm.unwatched:
+        watched_syscall(vm, length)
+    elif vm.xen != NULL:
+        xen_syscall(vm, length)
+    else:
+        do_syscall(vm, length)
+    vm.env.eip -= length
+
+cdef void watched_syscall(Vm *vm, int length) noexcept nogil:
+    """SYSCALL for those who see it: a trace, hooks, the recorder."""
+    cdef uint64_t start = vm.env.eip
+    cdef uint64_t number = vm.env.regs[RAX]
+    cdef int hooked = vm.hooked[ROWS + EXIT_SYSCALL]
+    cdef uint64_t at = linear(vm, start)
+    cdef uint64_t began = host_ns() if vm.recorder != NULL else 0
     if vm.tracing and vm.hvm == NULL:
         python_trace(vm, -3, 0)
     if vm.xen != NULL and vm.cpl == 0:
         hooked = 0              # a hypercall, which has its own hook
     if hooked and not event_before(vm, ROWS + EXIT_SYSCALL, start, start + length, number, 0):
-        vm.env.eip -= length
         return
     vm.env.eip = start
     if vm.xen != NULL:
@@ -325,27 +405,28 @@ cdef void on_syscall(uc_engine *uc, void *data) noexcept nogil:
         event_after(vm, ROWS + EXIT_SYSCALL, start, number, 0)
     if vm.recorder != NULL:
         record_exit(vm, 256 + EXIT_SYSCALL, at, began)
-    vm.env.eip -= length
 
 cdef void on_sysenter(uc_engine *uc, void *data) noexcept nogil:
     cdef Vm *vm = <Vm *>data
     cdef int length = entry_length(vm, 0x34)
-    cdef uint64_t start = vm.env.eip
-    cdef uint64_t number = vm.env.regs[RAX]
-    cdef int hooked = vm.hooked[ROWS + EXIT_SYSENTER]
     vm.late_step = vm.stepping
     if vm.hvm != NULL:
         hvm_sync(vm)
         vm.hardware_code = -1
     end_step(vm)
+    sysenter(vm, length)
+    vm.env.eip -= length
+
+cdef void sysenter(Vm *vm, int length) noexcept nogil:
+    cdef uint64_t start = vm.env.eip
+    cdef uint64_t number = vm.env.regs[RAX]
+    cdef int hooked = vm.hooked[ROWS + EXIT_SYSENTER]
     if hooked and not event_before(vm, ROWS + EXIT_SYSENTER, start, start + length, number, 0):
-        vm.env.eip -= length
         return
     vm.env.eip = start
     do_sysenter(vm)
     if hooked:
         event_after(vm, ROWS + EXIT_SYSENTER, start, number, 0)
-    vm.env.eip -= length
 
 cdef int on_cpuid(uc_engine *uc, void *data) noexcept nogil:
     """CPUID does not fault at any privilege. Under `bt` it was rewritten before it got here."""
@@ -356,12 +437,14 @@ cdef int on_cpuid(uc_engine *uc, void *data) noexcept nogil:
 cdef int on_rdtsc(uc_engine *uc, void *data) noexcept nogil:
     """RDTSC where it does not fault: see `update_features`."""
     cdef Vm *vm = <Vm *>data
+    rip_is_known(vm)
     vm.row_exits[row_rdtsc] += 1
     give_tsc(vm)
     return 1
 
 cdef int on_rdtscp(uc_engine *uc, void *data) noexcept nogil:
     cdef Vm *vm = <Vm *>data
+    rip_is_known(vm)
     vm.row_exits[row_rdtscp] += 1
     give_tsc(vm)
     vm.env.regs[RCX] = vm.tsc_aux & <uint64_t>0xffffffff
@@ -397,7 +480,7 @@ cdef void on_executed_block(uc_engine *uc, uint64_t address, uint32_t size,
     if vm.blocks >= vm.block_deadline:
         vm.kick = 1
     if vm.kick and not vm.debug_step:
-        uc_emu_stop(uc)
+        stop_cpu(vm)
     if vm.audit:
         vm.audit_blocks += 1
         audit(vm)

@@ -420,11 +420,6 @@ cdef bint hvm_absent(Vm *vm) noexcept nogil:
             return False
     return False
 
-cdef inline bint is_prefix(uint8_t byte, int bits) noexcept nogil:
-    return byte == 0x26 or byte == 0x2e or byte == 0x36 or byte == 0x3e or \
-        0x64 <= byte <= 0x67 or byte == 0xf0 or byte == 0xf2 or byte == 0xf3 or \
-        (bits == 64 and byte & 0xf0 == 0x40)
-
 cdef void hvm_event(Vm *vm, int vector, uint32_t error) noexcept nogil:
     """An exception on its way to the guest, as the CPU itself would deliver it."""
     cdef Decoded *insn

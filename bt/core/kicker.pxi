@@ -61,7 +61,8 @@ cdef void *kicker_main(void *arg) noexcept nogil:
             continue
         k.vm.kick = 1
         if k.asynchronous and k.running:
-            uc_emu_stop(k.vm.uc)
+            full_barrier()      # vm.kick before the flag: see `rip_is_known`
+            stop_cpu(k.vm)
         k.deadline = host_ns() + RETRY_NS if k.running else NEVER
         pthread_cond_broadcast(&k.woken)
     pthread_mutex_unlock(&k.lock)

@@ -3,7 +3,7 @@
 #
 # Unicorn's own interface cannot change the privilege level of a running CPU, cannot read the
 # address of a refused access, and costs more per register than a whole exit may. So the core works
-# on the CPU's state directly. Three private places are used:
+# on the CPU's state directly. Five private places are used:
 #
 #   1. `struct CPUX86State`: the general registers, flags, segments and the `hflags` that the
 #      translator keys its blocks on. This is the content of the documented context blob
@@ -12,8 +12,11 @@
 #   3. `struct uc_struct.no_exit_request`: leaves the stop check out of the middle of blocks.
 #      With the check, a stop between the store and the end of a read-modify-write instruction
 #      makes the instruction run twice; without it, stops land between blocks only.
+#   4. `struct uc_struct.skip_sync_pc_on_exit`: leaves out the search for RIP before the hook of an
+#      instruction (hooks.pxi, `rip_is_known`).
+#   5. `CPUX86State.cpuid_vendor1`: whether 64-bit code has SYSENTER (`hide_sysenter`).
 #
-# All three are tied to one release, which is pinned. Nothing is assumed: `layout_find` locates the
+# All are tied to one release, which is pinned. Nothing is assumed: `layout_find` locates the
 # state by values it planted, and `layout_check` proves each field by its effect before any guest
 # runs. A different build fails loudly at start-up instead of corrupting a guest.
 
@@ -198,6 +201,49 @@ cdef size_t no_exit_offset(uc_engine *uc) except? 0:
             if head[flag] == 0 and head[flag + 1] == 1:     # no_exit_request, init_done
                 return flag
     raise RuntimeError("unicorn's no_exit_request flag was not found: this needs unicorn 2.1.4")
+
+cdef enum:
+    UC_STRUCT_SIZE = 14904      # bytes of struct uc_struct
+
+cdef size_t skip_sync_offset(uc_engine *uc) except? 0:
+    """Byte offset of uc_struct.skip_sync_pc_on_exit.
+
+    Writing RIP through the public interface sets it and, further up, quit_request; nothing else in
+    the structure changes from 0 to 1.
+    """
+    from unicorn import x86_const
+    cdef uint8_t before[UC_STRUCT_SIZE]
+    cdef uint8_t after[UC_STRUCT_SIZE]
+    cdef uint64_t rip = 0
+    cdef size_t off, last = 0
+    cdef int changed = 0
+    cdef bint read = peek(<uint64_t>uc, before, UC_STRUCT_SIZE)
+    uc_reg_write(uc, x86_const.UC_X86_REG_RIP, &rip)
+    if not read or not peek(<uint64_t>uc, after, UC_STRUCT_SIZE):
+        raise RuntimeError("unicorn's engine structure cannot be read")
+    for off in range(UC_STRUCT_SIZE):
+        if before[off] == 0 and after[off] == 1:
+            (<uint8_t *>uc)[off] = 0
+            last = off
+            changed += 1
+    if changed != 2:
+        raise RuntimeError(
+            "unicorn's skip_sync_pc_on_exit flag was not found: this needs unicorn 2.1.4")
+    return last
+
+cdef int hide_sysenter(Env *env) except -1:
+    """Make SYSENTER and SYSEXIT #UD in 64-bit code, as they are on a CPU that is not Intel's.
+
+    The #UD comes with RIP, SYSENTER's own hook has to search for it: see `rip_is_known`. The vendor
+    is used for nothing else here, since CPUID is answered by a hook.
+    """
+    cdef char *vendor = <char *>env
+    cdef size_t at
+    for at in range(OFF_ERROR_CODE, OFF_ERROR_CODE + 512, 4):
+        if memcmp(vendor + at, b"GenuineIntel", 12) == 0:
+            memcpy(vendor + at, b"Auth", 4)
+            return 0
+    raise RuntimeError("unicorn's CPU vendor was not found: this needs unicorn 2.1.4")
 
 cdef struct MsrValue:           # uc_x86_msr
     uint32_t index

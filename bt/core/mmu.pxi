@@ -397,6 +397,17 @@ cdef uint8_t *touch(Vm *vm, uint64_t gva, int access, bint user) noexcept nogil:
         slot.host = vm.ram + (found.gpa & ~<uint64_t>0xfff)
     return vm.ram + found.gpa
 
+cdef inline uint8_t *cached(Vm *vm, Cached *cache, uint64_t gva, int length) noexcept nogil:
+    """Host address of kernel memory inside one page that `touch` has seen, else NULL.
+
+    cache: vm.reads or vm.writes, which says for what.
+    """
+    cdef Cached *slot = &cache[(gva >> 12) & (VMM_TLB - 1)]
+    if slot.page == (gva & ~<uint64_t>0xfff) | 1 and slot.gen == vm.gen and \
+            <int>(gva & 0xfff) + length <= 4096:
+        return slot.host + (gva & 0xfff)
+    return NULL
+
 cdef int read_virt(Vm *vm, uint64_t gva, void *out, int length, bint user) noexcept nogil:
     """Read guest-virtual memory as the CPU would. 0, or -1 with vm.fault_* set."""
     cdef uint8_t *host

@@ -77,6 +77,7 @@ cdef void update_hflags(Vm *vm) noexcept nogil:
             hf |= HF_SS32
         if not hf & HF_CS32 or env.segs[R_DS].base | env.segs[R_ES].base | env.segs[R_SS].base:
             hf |= HF_ADDSEG
+        vm.skip_sync[0] = 0
     env.hflags = hf
 
 cdef void update_features(Vm *vm) noexcept nogil:
@@ -100,59 +101,12 @@ cdef void update_features(Vm *vm) noexcept nogil:
     if vm.cr4 & CR4_TSD or vm.tracing or vm.recorder != NULL or vm.hooked[row_rdtsc] or \
             vm.hooked[row_rdtscp]:
         vm.env.cr[4] |= CR4_TSD
+    vm.unwatched = not vm.tracing and vm.recorder == NULL and not vm.n_hooked
+    # IN and OUT that do not come by a trap need the search for RIP that `rip_is_known` leaves out,
+    # if anybody looks at it. (Engine hvm is not here, engine trap has all its IN and OUT so.)
+    vm.skips_sync = vm.unwatched and (vm.translate or vm.pv != NULL or vm.xen != NULL)
 
-# Flags ----------------------------------------------------------------------------------------
-
-cdef uint64_t real_flags(Vm *vm) noexcept nogil:
-    cdef Env *env = vm.env
-    cdef uint64_t flags = 0
-    if env.cc_op == CC_OP_EFLAGS:
-        return (env.cc_src & FL_ARITH) | (<uint32_t>env.df & FL_DF) | env.eflags | 2
-    uc_reg_read(vm.uc, UC_X86_REG_EFLAGS, &flags)
-    return flags | 2
-
-cdef uint64_t get_flags(Vm *vm) noexcept nogil:
-    """RFLAGS as the guest must see it.
-
-    In user mode the real IF and IOPL are the guest's. In the kernel they are 0, so that PUSHF
-    stubs can add the virtual ones, which live on the per-vCPU page. (Engine hvm: always real.)
-    """
-    cdef uint64_t flags = real_flags(vm)
-    if vm.cpl != 3 and vm.hvm == NULL:
-        flags &= ~<uint64_t>(FL_IF | FL_IOPL)
-        flags |= (vm.page[PG_VIF] & FL_IF) | (vm.page[PG_VIOPL] & FL_IOPL)
-    return flags
-
-cdef void set_flags(Vm *vm, uint64_t flags) noexcept nogil:
-    """Give the guest ``flags`` (all bits taken as they are) at the current virtual CPL."""
-    cdef Env *env = vm.env
-    cdef uint64_t lost = FL_ARITH | FL_DF | FL_VM
-    vm.page[PG_VIF] = flags & FL_IF
-    vm.page[PG_VIOPL] = flags & FL_IOPL
-    if vm.hvm != NULL:
-        lost = FL_ARITH | FL_DF
-    elif vm.cpl != 3 and (vm.translate or vm.pv != NULL):
-        flags &= ~<uint64_t>(FL_IF | FL_IOPL)
-    elif vm.cpl != 3:
-        # Engine trap: IOPL 0 keeps CLI and STI trapping; IF is what PUSHF will show.
-        flags &= ~<uint64_t>FL_IOPL
-    env.cc_src = flags & FL_ARITH
-    env.cc_dst = 0
-    env.cc_op = CC_OP_EFLAGS
-    env.df = -1 if flags & FL_DF else 1
-    env.eflags = (flags & ~lost) | 2
-
-cdef inline bint interrupts_on(Vm *vm) noexcept nogil:
-    if vm.hvm != NULL:
-        return vm.env.eflags & FL_IF and not vm.env.hflags & HF_INHIBIT_IRQ
-    if vm.cpl == 3:
-        return (vm.env.eflags & FL_IF) != 0
-    return (vm.page[PG_VIF] & FL_IF) != 0
-
-cdef inline int iopl(Vm *vm) noexcept nogil:
-    if vm.cpl == 3 or vm.hvm != NULL:
-        return (vm.env.eflags >> 12) & 3
-    return (vm.page[PG_VIOPL] >> 12) & 3
+# Interrupt shadow ----------------------------------------------------------------------------
 
 cdef inline void shadow_next(Vm *vm) noexcept nogil:
     """Interrupts wait for one more instruction (MOV SS, POP SS)."""

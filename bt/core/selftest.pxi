@@ -25,6 +25,19 @@ cdef bint on_test_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entr
     entry.perms = UC_PROT_READ | (UC_PROT_EXEC if gva < 0x1000 else UC_PROT_WRITE)
     return True
 
+cdef uint64_t test_syscall_rip
+cdef uint64_t test_in_rip
+
+cdef void on_test_syscall(uc_engine *uc, void *data) noexcept nogil:
+    global test_syscall_rip
+    test_syscall_rip = (<Vm *>data).env.eip
+    (<Vm *>data).skip_sync[0] = 1
+
+cdef uint32_t on_test_in(uc_engine *uc, uint32_t port, int size, void *data) noexcept nogil:
+    global test_in_rip
+    test_in_rip = (<Vm *>data).env.eip
+    return 0
+
 cdef uint64_t TEST_FAULT = 0x123456789abc
 
 cdef void test_mode(Vm *vm, int cpl) noexcept nogil:
@@ -57,11 +70,12 @@ cdef int test_run(Vm *vm, bytes code, int cpl) except -2:
 
 cdef int layout_check(Vm *vm) except -1:
     """Show each private field by its effect; RuntimeError names the first that is wrong."""
-    cdef uc_hook interrupts, fills
+    cdef uc_hook interrupts, fills, syscalls, inputs
     cdef uint8_t head[UC_STRUCT_SCAN]
     cdef size_t off
     cdef size_t flag = no_exit_offset(vm.uc)
     (<char *>vm.uc)[flag] = 1
+    vm.skip_sync = <uint8_t *>vm.uc + skip_sync_offset(vm.uc)
     uc_hook_add(vm.uc, &interrupts, UC_HOOK_INTR, <void *>on_test_interrupt, vm, 1, 0)
     uc_hook_add(vm.uc, &fills, UC_HOOK_TLB_FILL, <void *>on_test_fill, vm, 1, 0)
     try:
@@ -94,9 +108,61 @@ cdef int layout_check(Vm *vm) except -1:
                 break
         else:
             raise RuntimeError("unicorn's invalid_addr was not found")
+        # nop ; in al, 0x80 ; int3, then the same behind a SYSCALL whose hook turns the search for
+        # RIP off: the SYSCALL's own is right once more, the IN's is the start of its block.
+        uc_hook_add(vm.uc, &syscalls, UC_HOOK_INSN, <void *>on_test_syscall, vm, 1, 0,
+                    UC_X86_INS_SYSCALL)
+        uc_hook_add(vm.uc, &inputs, UC_HOOK_INSN, <void *>on_test_in, vm, 1, 0, UC_X86_INS_IN)
+        try:
+            test_run(vm, b"\x90\xe4\x80\xcc", 3)
+            if test_in_rip != 1:
+                raise RuntimeError("unicorn does not find RIP for a hook as 2.1.4 does")
+            test_run(vm, b"\x0f\x05\x90\x0f\x05\x90\xe4\x80\xcc", 3)
+            if test_syscall_rip != 3 or test_in_rip != 5:
+                raise RuntimeError("unicorn's skip_sync_pc_on_exit is not where 2.1.4 has it")
+        finally:
+            vm.skip_sync[0] = 0
+            uc_hook_del(vm.uc, syscalls)
+            uc_hook_del(vm.uc, inputs)
     finally:
         uc_hook_del(vm.uc, interrupts)
         uc_hook_del(vm.uc, fills)
+    return 0
+
+cdef int flags_check(Vm *vm) except -1:
+    """`lazy_flags` says what Unicorn says, for operands at and around every border."""
+    cdef uint64_t[7] border = [0, 1, 0x7f, 0x80, 0x7fffffff80008000, <uint64_t>1 << 63,
+                               ~<uint64_t>0]
+    cdef uint64_t flags = 0
+    cdef int i, j, kind, op
+    test_mode(vm, 1)
+    for kind in (CC_OP_ADDB, CC_OP_SUBB, CC_OP_LOGICB, CC_OP_INCB, CC_OP_DECB):
+        for op in range(kind, kind + 4):
+            for i in range(7):
+                for j in range(7):
+                    if kind >= CC_OP_INCB and border[i] > 1:
+                        continue
+                    vm.env.cc_op = op
+                    vm.env.cc_src = border[i]
+                    vm.env.cc_dst = border[j]
+                    uc_reg_read(vm.uc, UC_X86_REG_EFLAGS, &flags)
+                    if <uint64_t>lazy_flags(vm.env) != flags & FL_ARITH:
+                        raise RuntimeError("unicorn's lazy flags are not what 2.1.4 has")
+    vm.env.cc_op = CC_OP_EFLAGS
+    vm.env.cc_src = 0
+    return 0
+
+cdef int sysenter_check(Vm *vm) except -1:
+    """SYSENTER in 64-bit code is #UD after `hide_sysenter`, else RuntimeError."""
+    cdef uc_hook fills
+    cdef int err
+    uc_hook_add(vm.uc, &fills, UC_HOOK_TLB_FILL, <void *>on_test_fill, vm, 1, 0)
+    try:
+        err = test_run(vm, b"\x90\x0f\x34", 3)
+    finally:
+        uc_hook_del(vm.uc, fills)
+    if err != UC_ERR_INSN_INVALID or vm.env.eip != 1:
+        raise RuntimeError("unicorn's CPU vendor is not where 2.1.4 has it")
     return 0
 
 cdef struct Stopper:

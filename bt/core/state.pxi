@@ -336,6 +336,9 @@ cdef struct Vm:
     int warming                 # the first block ever, of our own: Unicorn reports edges only
     void *kicker
     size_t invalid_addr         # offset of uc_struct.invalid_addr
+    volatile uint8_t *skip_sync # uc_struct.skip_sync_pc_on_exit
+    int unwatched               # nobody sees single exits: no hooks, no tracing, no recording
+    int skips_sync              # whether skip_sync may be used (hooks.pxi, `rip_is_known`)
     uint64_t probe_pa
     uint8_t kernel_rows[ROWS]
     uint8_t user_rows[ROWS]
@@ -395,6 +398,7 @@ cdef struct Vm:
     uint32_t same_faults
     # hooks from Python (exits.pxi)
     uint8_t hooked[HOOKS]       # HOOK_BEFORE and HOOK_AFTER, by row or ROWS + pseudo-exit
+    int n_hooked                # how many are not 0
     int running                 # inside `run`: hooks may be called
     int in_hook                 # one is being called: they do not nest
     int locked                  # ... and it may not change registers

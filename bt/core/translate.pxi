@@ -39,8 +39,7 @@ cdef void on_block(uc_engine *uc, uc_tb *block, uc_tb *previous, void *data) noe
         if fetch_page(vm, gva, &gpn) == 0 and vm.code[gpn] != NULL:
             drop_blocks(vm, fetch_pa(vm.code[gpn]) + (gva & 0xfff), 1)
         vm.exits[EXIT_BLOCK_AGAIN] += 1
-        vm.stop_now = 1
-        uc_emu_stop(uc)
+        leave(vm)
         return
     if vm.folding and not in_window(vm, gva):
         fold_watch(vm, gva, block.size)
@@ -62,7 +61,7 @@ cdef void on_block(uc_engine *uc, uc_tb *block, uc_tb *previous, void *data) noe
     if inside_stub(vm, page, gva):
         drop_blocks(vm, before + (gva & 0xfff), 1)
         block_again(vm, gva)
-        uc_emu_stop(uc)
+        stop_cpu(vm)
         return
     # The last instruction may be longer than Unicorn says: it stops decoding one it refuses.
     avail = fetch_code(vm, gva, code, span + 15)
@@ -84,7 +83,7 @@ cdef void on_block(uc_engine *uc, uc_tb *block, uc_tb *previous, void *data) noe
         drop_blocks(vm, before + (gva & 0xfff), 1)
         if fetch_pa(page) != before:
             drop_blocks(vm, fetch_pa(page) + (gva & 0xfff), 1)
-        uc_emu_stop(uc)
+        stop_cpu(vm)
     vm.scan_ns += host_ns() - start
 
 cdef inline void block_again(Vm *vm, uint64_t gva) noexcept nogil:

@@ -22,6 +22,7 @@ cdef extern from "unicorn/unicorn.h" nogil:
     int UC_MODE_64
     int UC_ERR_OK
     int UC_ERR_EXCEPTION
+    int UC_ERR_INSN_INVALID
     int UC_PROT_READ
     int UC_PROT_WRITE
     int UC_PROT_EXEC

@@ -13,6 +13,7 @@ include "state.pxi"
 include "pages.pxi"
 include "mmu.pxi"
 include "record.pxi"
+include "flags.pxi"
 include "segments.pxi"
 include "exits.pxi"
 include "events.pxi"
@@ -310,11 +311,15 @@ cdef class Vcpu:
         vm.folding = 1
         self.make_cpu()
         layout_check(vm)
+        flags_check(vm)
         if asynchronous is None:
             asynchronous = not deterministic and stops_are_exact(vm)
         self.asynchronous = asynchronous
         if intercepts is not None:
             self.make_hvm(intercepts)
+        else:
+            hide_sysenter(vm.env)
+            sysenter_check(vm)
         install_handlers(vm)
         for row in _TABLE:
             vm.kernel_rows[row.id] = row.kernel
@@ -987,7 +992,9 @@ cdef class Vcpu:
         cdef int i
         if not 0 <= number < HOOKS:
             raise ValueError(f"no exit {number}")
+        vm.n_hooked -= vm.hooked[number] != 0
         vm.hooked[number] = (HOOK_BEFORE if before else 0) | (HOOK_AFTER if after else 0)
+        vm.n_hooked += vm.hooked[number] != 0
         if vm.hvm != NULL:
             self.intercept_hooked()
         update_features(vm)

@@ -37,8 +37,11 @@ cdef enum:
     CALLBACK_SYSCALL32 = 7
     CALLBACKS = 8
 
-cdef uint32_t FLAT_KERNEL_CS64 = 0xe033
-cdef uint32_t FLAT_KERNEL_SS = 0xe02b
+cdef enum:                      # FLAT_RING3_* and VGCF_in_syscall (public/arch-x86/xen-x86_64.h)
+    FLAT_CS32 = 0xe023
+    FLAT_SS = 0xe02b
+    FLAT_CS64 = 0xe033
+    VGCF_IN_SYSCALL = 0x100
 cdef uint32_t XEN_GDT_FIRST = 0xe000    # selectors from here on are Xen's own
 cdef uint32_t XEN_GDT_LIMIT = 0xe03f
 cdef uint64_t XEN_GDT_OFFSET = 0x10000  # of the CPU's descriptor table, in the window
@@ -163,8 +166,19 @@ cdef inline void swap_gs(Vm *vm) noexcept nogil:
 
 cdef inline void xen_flat_kernel(Vm *vm) noexcept nogil:
     """CS and SS as Xen gives them to the guest's kernel."""
-    enter_flat(vm, R_CS, FLAT_KERNEL_CS64, FLAT_CODE | D_L)
-    enter_flat(vm, R_SS, FLAT_KERNEL_SS, FLAT_DATA)
+    enter_flat(vm, R_CS, FLAT_CS64, FLAT_CODE | D_L)
+    enter_flat(vm, R_SS, FLAT_SS, FLAT_DATA)
+
+cdef inline void xen_user_segment(Vm *vm, int seg, uint32_t selector, uint32_t other) noexcept nogil:
+    """CS or SS of user mode, by ``selector``; or ``other``'s, of Xen's own, if that is no segment."""
+    cdef uint32_t e[2]
+    cdef bint found = False
+    cdef uint64_t raw = xen_descriptor(vm, selector, &found)
+    if not found or not raw >> 47 & 1:
+        raw = xen_descriptor(vm, other, &found)
+    e[0] = <uint32_t>raw
+    e[1] = <uint32_t>(raw >> 32) | (3 << 13)
+    segment_cache(vm, seg, selector, e)
 
 cdef int bounce(Vm *vm, uint64_t handler, bint has_error, uint32_t error,
                 bint events_off) noexcept nogil:
@@ -172,35 +186,36 @@ cdef int bounce(Vm *vm, uint64_t handler, bint has_error, uint32_t error,
     cdef Env *env = vm.env
     cdef uint8_t *info = vcpu_info(vm)
     cdef uint64_t frame[8]
+    cdef uint64_t *out
     cdef uint64_t flags = get_flags(vm)
     cdef uint64_t rsp = env.regs[RSP]
     cdef uint32_t cs = virtual_cs(vm)
     cdef uint32_t ss = virtual_ss(vm)
-    cdef bint from_user = vm.cpl == 3
-    cdef int n = 2
-    if from_user:
+    cdef int n = 2, length = 64 if has_error else 56
+    if vm.cpl == 3:
         xen_enter_kernel(vm)
         rsp = vm.xen.kernel_sp
     flags &= ~<uint64_t>(FL_IF | FL_IOPL)
     if not info[1]:
         flags |= FL_IF
-    frame[0] = env.regs[RCX]
-    frame[1] = env.regs[R11]
+    rsp = (rsp & ~<uint64_t>15) - length
+    out = <uint64_t *>cached(vm, vm.writes, rsp, length)
+    if out == NULL:
+        out = frame
+    out[0] = env.regs[RCX]
+    out[1] = env.regs[R11]
     if has_error:
-        frame[n] = error
+        out[n] = error
         n += 1
-    frame[n] = env.eip
-    frame[n + 1] = cs | (<uint64_t>info[1] << 32)
-    frame[n + 2] = flags
-    frame[n + 3] = env.regs[RSP]
-    frame[n + 4] = ss
-    n += 5
-    rsp = (rsp & ~<uint64_t>15) - n * 8
-    if write_virt(vm, rsp, frame, n * 8, False) != 0:
+    out[n] = env.eip
+    out[n + 1] = cs | (<uint64_t>info[1] << 32)
+    out[n + 2] = flags
+    out[n + 3] = env.regs[RSP]
+    out[n + 4] = ss
+    if out == frame and write_virt(vm, rsp, frame, length, False) != 0:
         vm.stop = STOP_SHUTDOWN
         vm.message = b"no room on the kernel stack for a bounce frame"
-        vm.stop_now = 1
-        uc_emu_stop(vm.uc)
+        leave(vm)
         return -1
     if events_off:
         info[1] = 1
@@ -218,8 +233,7 @@ cdef int deliver_xen(Vm *vm, int vector, bint soft, bint has_error, uint32_t err
     if trap.address == 0:
         vm.stop = STOP_SHUTDOWN
         vm.message = b"an exception without a handler in the trap table"
-        vm.stop_now = 1
-        uc_emu_stop(vm.uc)
+        leave(vm)
         return -1
     if vector == EX_PF:
         (<uint64_t *>(vcpu_info(vm) + 16))[0] = vm.cr2
@@ -244,6 +258,9 @@ cdef void xen_syscall(Vm *vm, int length) noexcept nogil:
         env.eip += length
         env.regs[RCX] = env.eip
         env.regs[R11] = get_flags(vm)
+        # `bounce` asks again.
+        env.cc_src = env.regs[R11] & FL_ARITH
+        env.cc_op = CC_OP_EFLAGS
         if vm.xen.callbacks[CALLBACK_SYSCALL] == 0:
             vm.rip = env.eip - length
             raise_ud(vm)
@@ -278,13 +295,12 @@ cdef void xen_syscall(Vm *vm, int length) noexcept nogil:
 cdef void xen_iret(Vm *vm) noexcept nogil:
     """iret: {rax, r11, rcx, flags, rip, cs, rflags, rsp, ss} at RSP (public/arch-x86/xen-x86_64.h)."""
     cdef Env *env = vm.env
-    cdef uint64_t f[9]
-    cdef uint32_t e[2]
-    cdef uint32_t ce[2]
-    cdef uint64_t raw
-    cdef bint found = False
+    cdef uint64_t frame[9]
+    cdef uint64_t *f = <uint64_t *>cached(vm, vm.reads, env.regs[RSP], 72)
     cdef bint user
-    if copy_in(vm, env.regs[RSP], f, 72) != 0:
+    if f == NULL or not guest_range(env.regs[RSP], 72):
+        f = frame
+    if f == frame and copy_in(vm, env.regs[RSP], frame, 72) != 0:
         vm.stop = STOP_SHUTDOWN
         vm.message = b"iret: no frame on the stack"
         leave(vm)
@@ -298,7 +314,7 @@ cdef void xen_iret(Vm *vm) noexcept nogil:
         return
     vcpu_info(vm)[1] = 0 if f[6] & FL_IF else 1
     env.regs[RAX] = f[0]
-    if f[3] & 0x100:            # VGCF_in_syscall: returned by SYSRET, which has its own RCX and R11
+    if f[3] & VGCF_IN_SYSCALL:  # returned by SYSRET, which has its own RCX and R11
         env.regs[RCX] = f[4]
         env.regs[R11] = f[6]
     else:
@@ -311,18 +327,13 @@ cdef void xen_iret(Vm *vm) noexcept nogil:
         set_cpl(vm, 0, (f[6] & XEN_FLAGS) | FL_IF)
         return
     xen_enter_user(vm)
-    raw = xen_descriptor(vm, f[5] & 0xffff, &found)
-    if not found or not raw >> 47 & 1:
-        raw = <uint64_t>0x00affb000000ffff
-    ce[0] = <uint32_t>raw
-    ce[1] = <uint32_t>(raw >> 32) | (3 << 13)
-    segment_cache(vm, R_CS, f[5] & 0xffff, ce)
-    raw = xen_descriptor(vm, f[8] & 0xffff, &found)
-    if not found or not raw >> 47 & 1:
-        raw = <uint64_t>0x00cff3000000ffff
-    e[0] = <uint32_t>raw
-    e[1] = <uint32_t>(raw >> 32) | (3 << 13)
-    segment_cache(vm, R_SS, f[8] & 0xffff, e)
+    if f[3] & VGCF_IN_SYSCALL and f[5] & 0xffff != FLAT_CS32:
+        # SYSRET takes its selectors from STAR, which are Xen's (restore_all_guest in entry.S).
+        enter_flat(vm, R_CS, FLAT_CS64, FLAT_CODE | D_L | (3 << 13))
+        enter_flat(vm, R_SS, FLAT_SS, FLAT_DATA | (3 << 13))
+    else:
+        xen_user_segment(vm, R_CS, f[5] & 0xffff, FLAT_CS64)
+        xen_user_segment(vm, R_SS, f[8] & 0xffff, FLAT_SS)
     set_cpl(vm, 3, (f[6] & XEN_FLAGS) | FL_IF)
 
 cdef void xen_plain_iret(Vm *vm) noexcept nogil:
