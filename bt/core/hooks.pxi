@@ -11,9 +11,16 @@ cdef extern from *:
     void full_barrier() noexcept nogil
 
 cdef inline void stop_cpu(Vm *vm) noexcept nogil:
-    """Have Unicorn stop at the start of the next block, with RIP looked up there."""
+    """Have Unicorn stop at the start of the next block, with RIP looked up there. Any thread may.
+
+    uc_emu_stop is the public way, and wrong here: while a stop is asked for, Unicorn calls no more
+    than the first of all hooks for instructions. The RDTSC, CPUID or SYSENTER that ends the same
+    block would be executed by Unicorn itself, with the host's clock and another CPU's features.
+    """
     vm.skip_sync[0] = 0
-    uc_emu_stop(vm.uc)
+    vm.stops.error[0] = ERR_STOPPED
+    vm.stops.request[0] = 1
+    vm.stops.high[0] = 0xffff
 
 cdef inline void leave(Vm *vm) noexcept nogil:
     """Come out of emu_start after this instruction; vm.stop says whether `run` returns too."""

@@ -3,7 +3,7 @@
 #
 # Unicorn's own interface cannot change the privilege level of a running CPU, cannot read the
 # address of a refused access, and costs more per register than a whole exit may. So the core works
-# on the CPU's state directly. Five private places are used:
+# on the CPU's state directly. Six private places are used:
 #
 #   1. `struct CPUX86State`: the general registers, flags, segments and the `hflags` that the
 #      translator keys its blocks on. This is the content of the documented context blob
@@ -15,6 +15,8 @@
 #   4. `struct uc_struct.skip_sync_pc_on_exit`: leaves out the search for RIP before the hook of an
 #      instruction (hooks.pxi, `rip_is_known`).
 #   5. `CPUX86State.cpuid_vendor1`: whether 64-bit code has SYSENTER (`hide_sysenter`).
+#   6. `CPUState.exit_request`, its `icount_decr.u16.high` and `uc_struct.invalid_error`: a stop that
+#      does not set stop_request (hooks.pxi, `stop_cpu`).
 #
 # All are tied to one release, which is pinned. Nothing is assumed: `layout_find` locates the
 # state by values it planted, and `layout_check` proves each field by its effect before any guest
@@ -230,6 +232,35 @@ cdef size_t skip_sync_offset(uc_engine *uc) except? 0:
         raise RuntimeError(
             "unicorn's skip_sync_pc_on_exit flag was not found: this needs unicorn 2.1.4")
     return last
+
+cdef enum:
+    ERR_STOPPED = 0x5231        # what emu_start returns after `stop_cpu`; no uc_err
+
+cdef struct StopWords:
+    volatile uint8_t *request   # exit_request
+    volatile uint16_t *high     # icount_decr.u16.high, which blocks look at
+    volatile int32_t *error     # uc_struct.invalid_error
+
+cdef int stop_words(char *cpu, const uint8_t *before, const uint8_t *now, StopWords *out) except -1:
+    """Where cpu_exit() wrote in CPUState: what differs between two copies of CPU_SPAN bytes."""
+    cdef size_t off = 0
+    out.request = NULL
+    out.high = NULL
+    while off < CPU_SPAN - 1:
+        if now[off] == before[off]:
+            pass
+        elif now[off] == 1 and before[off] == 0 and out.request == NULL:
+            out.request = <uint8_t *>cpu + off
+        elif now[off] == 0xff and now[off + 1] == 0xff and before[off] == 0 and out.high == NULL:
+            out.high = <uint16_t *>(cpu + off)
+            off += 1
+        else:
+            out.request = NULL
+            break
+        off += 1
+    if out.request == NULL or out.high == NULL:
+        raise RuntimeError("unicorn's stop requests were not found: this needs unicorn 2.1.4")
+    return 0
 
 cdef int hide_sysenter(Env *env) except -1:
     """Make SYSENTER and SYSEXIT #UD in 64-bit code, as they are on a CPU that is not Intel's.

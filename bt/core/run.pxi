@@ -103,6 +103,6 @@ cdef void run_guest(Vm *vm) noexcept nogil:
             elif not vm.stop:
                 step_ends(vm)
                 guest_fault(vm)
-        elif err != UC_ERR_OK:
+        elif err != UC_ERR_OK and err != ERR_STOPPED:
             vm.uc_error = err
             vm.stop = STOP_CPU

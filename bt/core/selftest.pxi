@@ -25,6 +25,44 @@ cdef bint on_test_fill(uc_engine *uc, uint64_t gva, int kind, uc_tlb_entry *entr
     entry.perms = UC_PROT_READ | (UC_PROT_EXEC if gva < 0x1000 else UC_PROT_WRITE)
     return True
 
+cdef uint8_t *test_before
+cdef uint8_t *test_after
+
+cdef void on_test_stop(uc_engine *uc, void *data) noexcept nogil:
+    """Ask for a stop, and keep CPUState as it is without and with that."""
+    memcpy(test_before, (<Vm *>data).cpu, CPU_SPAN)
+    uc_emu_stop(uc)
+    memcpy(test_after, (<Vm *>data).cpu, CPU_SPAN)
+
+cdef void on_test_stop_cpu(uc_engine *uc, void *data) noexcept nogil:
+    stop_cpu(<Vm *>data)
+
+cdef int stop_check(Vm *vm) except -1:
+    """Find what a stop is made of, and see `stop_cpu` make one. RuntimeError if it does not.
+
+    The program is SYSCALL, whose hook stops, and an endless loop.
+    """
+    global test_before, test_after
+    cdef uc_hook hook
+    test_before = <uint8_t *>malloc(2 * CPU_SPAN)
+    if test_before == NULL:
+        raise MemoryError
+    test_after = test_before + CPU_SPAN
+    try:
+        uc_hook_add(vm.uc, &hook, UC_HOOK_INSN, <void *>on_test_stop, vm, 1, 0, UC_X86_INS_SYSCALL)
+        test_run(vm, b"\x0f\x05\xeb\xfe", 3)
+        uc_hook_del(vm.uc, hook)
+        stop_words(vm.cpu, test_before, test_after, &vm.stops)
+    finally:
+        free(test_before)
+    # Of struct uc_struct: uint64_t invalid_addr; int invalid_error.
+    vm.stops.error = <int32_t *>(<char *>vm.uc + vm.invalid_addr + 8)
+    uc_hook_add(vm.uc, &hook, UC_HOOK_INSN, <void *>on_test_stop_cpu, vm, 1, 0, UC_X86_INS_SYSCALL)
+    if test_run(vm, b"\x0f\x05\xeb\xfe", 3) != ERR_STOPPED or vm.env.eip != 2:
+        raise RuntimeError("unicorn does not stop as 2.1.4 does")
+    uc_hook_del(vm.uc, hook)
+    return 0
+
 cdef uint64_t test_syscall_rip
 cdef uint64_t test_in_rip
 
@@ -124,6 +162,7 @@ cdef int layout_check(Vm *vm) except -1:
             vm.skip_sync[0] = 0
             uc_hook_del(vm.uc, syscalls)
             uc_hook_del(vm.uc, inputs)
+        stop_check(vm)
     finally:
         uc_hook_del(vm.uc, interrupts)
         uc_hook_del(vm.uc, fills)
@@ -166,7 +205,7 @@ cdef int sysenter_check(Vm *vm) except -1:
     return 0
 
 cdef struct Stopper:
-    uc_engine *uc
+    Vm *vm
     volatile int quit
     int stops
 
@@ -174,7 +213,7 @@ cdef void *stopper_main(void *arg) noexcept nogil:
     cdef Stopper *s = <Stopper *>arg
     cdef uint64_t until_ns
     while not s.quit:
-        uc_emu_stop(s.uc)
+        stop_cpu(s.vm)
         s.stops += 1
         until_ns = host_ns() + 20000
         while host_ns() < until_ns and not s.quit:
@@ -204,7 +243,7 @@ cdef bint stops_are_exact(Vm *vm) except -1:
     vm.env.regs[RCX] = total
     vm.env.eip = 0
     test_vector = -1
-    stopper.uc = vm.uc
+    stopper.vm = vm
     stopper.quit = 0
     stopper.stops = 0
     try:

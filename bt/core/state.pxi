@@ -336,6 +336,7 @@ cdef struct Vm:
     int warming                 # the first block ever, of our own: Unicorn reports edges only
     void *kicker
     size_t invalid_addr         # offset of uc_struct.invalid_addr
+    StopWords stops             # what a stop is made of (layout.pxi)
     volatile uint8_t *skip_sync # uc_struct.skip_sync_pc_on_exit
     int unwatched               # nobody sees single exits: no hooks, no tracing, no recording
     int skips_sync              # whether skip_sync may be used (hooks.pxi, `rip_is_known`)

@@ -159,3 +159,38 @@ def test_machines_come_and_go() -> None:
     while threads() > before and time.monotonic() < deadline:
         time.sleep(0.01)
     assert threads() <= before
+
+
+class Leaver:
+    """A device that has the vCPU leave: what every timer that is set does."""
+
+    def __init__(self, micro: Micro) -> None:
+        self.vcpu = micro.machine.vcpu
+
+    def read_port(self, port: int, size: int) -> int:
+        return 0
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        self.vcpu.leave()
+
+
+def test_hooks_of_instructions_behind_a_stop_are_called() -> None:
+    """Of one block: OUT asks for a stop; the RDTSC behind it shows virtual time."""
+    micro = Micro(f"""
+    mov ebx, {RESULT}
+    mov dx, 0x600
+    rdtsc
+    mov [rbx], eax
+    mov [rbx+4], edx
+    mov dx, 0x600
+    out dx, al
+    rdtsc
+    mov [rbx+8], eax
+    mov [rbx+12], edx
+    EXIT 1
+""", engine="hvm", deterministic=False)
+    micro.machine.bus.claim(Leaver(micro), 0x600, 1)
+    result = micro.run()
+    before, after = result.q(RESULT), result.q(RESULT + 8)
+    assert before < after < before + 60_000_000_000
+    assert result.exit("quantum used up") >= 1
