@@ -985,13 +985,16 @@ cdef class Vcpu:
         ``exit_hook(number, phase, rip, cpl, bits, hardware_code, code, arguments, limits)`` gives
         (action, value, error). ``phase``: BEFORE or AFTER the exit is dealt with; an exit that is
         only news comes once. ``code``: the instruction, where one is known. ``limits``: LIMIT_*.
-        What it raises ends `run`. bt/machine/exits.py is what users see of this.
+        What it raises ends `run`. bt/machine/exits.py is what users see of this. Raises InputError
+        for an instruction that the hardware of engine hvm cannot intercept.
         """
         cdef Vm *vm = self.vm
         cdef Site *site
         cdef int i
         if not 0 <= number < HOOKS:
             raise ValueError(f"no exit {number}")
+        if vm.hvm != NULL and number < ROWS and (before or after):
+            _svm.for_row(_TABLE[number].name)
         vm.n_hooked -= vm.hooked[number] != 0
         vm.hooked[number] = (HOOK_BEFORE if before else 0) | (HOOK_AFTER if after else 0)
         vm.n_hooked += vm.hooked[number] != 0

@@ -335,15 +335,34 @@ class ExitHooks:
         self._phases: dict[int, int] = {}
 
     def add(self, names: Iterable[str], when: str, hook: Hook) -> None:
-        """Call ``hook`` at these exits. Raises InputError for a name or time that is none."""
+        """Call ``hook`` at these exits.
+
+        Raises InputError for a name or time that is none, and for an exit that this engine cannot
+        have. Of a group, those that it can have.
+        """
         if when not in ("before", "after"):
             raise InputError(f'when is "before" or "after", not {when!r}')
         phase = core.BEFORE if when == "before" else core.AFTER
-        for reason in [reason for name in names for reason in find_reasons(name)]:
-            # News come once: then they count as before.
-            at = core.BEFORE if reason.name in _NEWS else phase
-            self._hooks.setdefault((reason.number, at), []).append(hook)
+        for name in names:
+            found = find_reasons(name)
+            for reason in found:
+                try:
+                    self._add(reason, phase, hook)
+                except InputError:
+                    if len(found) == 1:
+                        raise
+
+    def _add(self, reason: Reason, phase: int, hook: Hook) -> None:
+        # News come once: then they count as before.
+        hooks = self._hooks.setdefault(
+            (reason.number, core.BEFORE if reason.name in _NEWS else phase), [])
+        hooks.append(hook)
+        try:
             self._tell(reason.number)
+        except InputError:
+            hooks.pop()
+            self._tell(reason.number)
+            raise
 
     def remove(self, hook: Hook) -> None:
         """Take a hook off every exit it is on."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 from micro import GP, UD, Micro
 
+from bt.core.svm import UNSEEN
 from bt.errors import InputError
 from bt.machine.exits import Exit, find_reasons, reasons
 
@@ -574,3 +575,20 @@ def test_hypercalls_of_a_xen_domain() -> None:
                if not name.startswith("(") and name != "iret"}
     assert made == counted
     assert system_calls[0] == vm.stats.exits["control"]["SYSCALL"]
+
+
+def test_what_the_hardware_cannot_intercept_is_refused() -> None:
+    micro = Micro("cli", engine="hvm")
+    seen: list[str] = []
+
+    def note(exit: Exit) -> None:
+        seen.append(exit.reason)
+
+    for name in sorted(UNSEEN):
+        with pytest.raises(InputError, match=f"engine hvm: AMD-V cannot intercept {name}$"):
+            micro.machine.on_exit(name.lower())(note)
+    micro = Micro("cli\n sgdt [0x7000]" + CPUID, engine="hvm")
+    micro.machine.on_exit("instruction")(note)      # of a group, what there is
+    micro.run()
+    assert {"sgdt", "cpuid"} <= set(seen)
+    assert not {name.lower().replace("_", " ") for name in UNSEEN} & set(seen)
