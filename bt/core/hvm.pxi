@@ -99,9 +99,11 @@ cdef enum:
     VMEXIT_VINTR = 0x64
     VMEXIT_RDTSC = 0x6e
     VMEXIT_SWINT = 0x75
+    VMEXIT_INVD = 0x76
     VMEXIT_IOIO = 0x7b
     VMEXIT_SHUTDOWN = 0x7f
     VMEXIT_RDTSCP = 0x87
+    VMEXIT_WBINVD = 0x89
     VMEXIT_COUNT = 0xa0         # codes counted one by one
     VMEXIT_NPF = 0x400
 
@@ -125,7 +127,7 @@ cdef struct Hvm:
     uint64_t exits[VMEXIT_COUNT]
     Decoded decoded[HVM_DECODED]
 
-cdef int row_int3, row_int_n, row_int1, row_xsetbv     # vcpu.pyx fills these in
+cdef int row_int3, row_int_n, row_int1, row_xsetbv, row_invd   # vcpu.pyx fills these in
 
 cdef inline uint16_t *vmcb16(Hvm *hvm, int offset) noexcept nogil:
     return <uint16_t *>(hvm.vmcb + offset)
@@ -367,6 +369,8 @@ cdef void hvm_instruction(Vm *vm, uint32_t code) noexcept nogil:
     if hvm_decode(vm, &insn):
         if code == VMEXIT_RDTSC and insn.row == row_rdtscp:
             vm.hardware_code = VMEXIT_RDTSCP    # QEMU has one intercept for both
+        elif code == VMEXIT_WBINVD and insn.row == row_invd:
+            vm.hardware_code = VMEXIT_INVD      # likewise
         elif code == VMEXIT_SWINT and insn.row != row_int_n:
             # QEMU knows INT n alone; INT3 and INTO are exceptions to hardware.
             vm.hardware_code = VMEXIT_EXCEPTION + (3 if insn.row == row_int3 else 4)

@@ -97,14 +97,14 @@ def intercepts(policy: str) -> frozenset[int]:
     return codes
 
 
-#: Rows of the sensitive table that exit only when asked to: their codes.
+#: Rows of the sensitive table that exit only when asked to: their codes. QEMU has one intercept for
+#: INVD and WBINVD.
 _ROW_CODES = {
     "PUSHF": "PUSHF", "POPF": "POPF", "IRET": "IRET", "PAUSE": "PAUSE", "WBINVD": "WBINVD",
-    "INVD": "INVD", "SGDT": "GDTR_READ", "SIDT": "IDTR_READ", "SLDT": "LDTR_READ",
-    "STR": "TR_READ", "SMSW": "CR0_READ", "INT_N": "SWINT", "INT3": "SWINT", "INTO": "SWINT",
+    "INVD": "INVD WBINVD", "SGDT": "GDTR_READ", "SIDT": "IDTR_READ", "SLDT": "LDTR_READ",
+    "STR": "TR_READ", "SMSW": "CR0_READ", "INT_N": "SWINT",
     "MOV_FROM_CR": "CR0_READ CR2_READ CR3_READ CR4_READ", "MOV_TO_CR": "CR2_WRITE",
 }
-
 
 #: Rows that AMD-V has no intercept for: in a guest these instructions just run. (A few of them the
 #: VMM does where the CPU refuses them, which is no way to see them all.)

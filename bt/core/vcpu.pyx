@@ -46,6 +46,7 @@ from cpython.buffer cimport (PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffe
 
 from bt.core import counters as _names
 from bt.core import svm as _svm
+from bt.core.hookable import check_row as _check_row
 from bt.machine.cpu import TranslatorCounts as _TranslatorCounts
 from translator import vcpupage as _page
 from translator.sensitive import BY_NAME as _ROWS
@@ -70,6 +71,7 @@ row_int_n = _ROWS["INT_N"].id
 row_int3 = _ROWS["INT3"].id
 row_int1 = _ROWS["INT1"].id
 row_xsetbv = _ROWS["XSETBV"].id
+row_invd = _ROWS["INVD"].id
 memset(all_rows, 1, sizeof(all_rows))
 
 # What `Vcpu.run` returns.
@@ -986,15 +988,15 @@ cdef class Vcpu:
         (action, value, error). ``phase``: BEFORE or AFTER the exit is dealt with; an exit that is
         only news comes once. ``code``: the instruction, where one is known. ``limits``: LIMIT_*.
         What it raises ends `run`. bt/machine/exits.py is what users see of this. Raises InputError
-        for an instruction that the hardware of engine hvm cannot intercept.
+        for an instruction that this engine never sees.
         """
         cdef Vm *vm = self.vm
         cdef Site *site
         cdef int i
         if not 0 <= number < HOOKS:
             raise ValueError(f"no exit {number}")
-        if vm.hvm != NULL and number < ROWS and (before or after):
-            _svm.for_row(_TABLE[number].name)
+        if number < ROWS and (before or after):
+            _check_row(_TABLE[number], hvm=vm.hvm != NULL)
         vm.n_hooked -= vm.hooked[number] != 0
         vm.hooked[number] = (HOOK_BEFORE if before else 0) | (HOOK_AFTER if after else 0)
         vm.n_hooked += vm.hooked[number] != 0

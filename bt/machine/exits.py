@@ -338,38 +338,53 @@ class ExitHooks:
         """Call ``hook`` at these exits.
 
         Raises InputError for a name or time that is none, and for an exit that this engine cannot
-        have. Of a group, those that it can have.
+        have; then none is hooked. Of a group, those that it can have.
         """
         if when not in ("before", "after"):
             raise InputError(f'when is "before" or "after", not {when!r}')
         phase = core.BEFORE if when == "before" else core.AFTER
-        for name in names:
-            found = find_reasons(name)
-            for reason in found:
-                try:
-                    self._add(reason, phase, hook)
-                except InputError:
-                    if len(found) == 1:
-                        raise
-
-    def _add(self, reason: Reason, phase: int, hook: Hook) -> None:
-        # News come once: then they count as before.
-        hooks = self._hooks.setdefault(
-            (reason.number, core.BEFORE if reason.name in _NEWS else phase), [])
-        hooks.append(hook)
+        wanted = [find_reasons(name) for name in names]     # all, before any hook is there
+        added: list[tuple[int, int]] = []
         try:
-            self._tell(reason.number)
+            for found in wanted:
+                added += self._add_some(found, phase, hook)
         except InputError:
-            hooks.pop()
-            self._tell(reason.number)
+            for key in added:
+                self._take_one(key, hook)
             raise
+
+    def _add_some(self, found: Iterable[Reason], phase: int, hook: Hook) -> list[tuple[int, int]]:
+        """Add to those that this engine can have: the keys. Raises InputError if it has none."""
+        added = []
+        refused = None
+        for reason in found:
+            # News come once: then they count as before.
+            key = reason.number, core.BEFORE if reason.name in _NEWS else phase
+            # A new list, here and below: a hook may add and remove while the old is gone through.
+            self._hooks[key] = [*self._hooks.get(key, ()), hook]
+            try:
+                self._tell(reason.number)
+            except InputError as error:
+                self._take_one(key, hook)
+                refused = error
+            else:
+                added.append(key)
+        if refused and not added:
+            raise refused
+        return added
+
+    def _take_one(self, key: tuple[int, int], hook: Hook) -> None:
+        """Undo one adding of ``hook``, the last: it may have been there before."""
+        hooks = list(reversed(self._hooks[key]))
+        hooks.remove(hook)
+        self._hooks[key] = hooks[::-1]
+        self._tell(key[0])
 
     def remove(self, hook: Hook) -> None:
         """Take a hook off every exit it is on."""
         for key, hooks in self._hooks.items():
             if hook in hooks:
-                # A new list: the one of a hook that removes itself is being gone through.
-                self._hooks[key] = [one for one in hooks if one is not hook]
+                self._hooks[key] = [one for one in hooks if one != hook]
                 self._tell(key[0])
 
     def wanted(self, number: int, phase: int) -> bool:

@@ -7,11 +7,13 @@ The guests end with a status they computed from what the instruction gave them.
 from __future__ import annotations
 
 import pytest
+from golden import GOLDEN
 from micro import GP, UD, Micro
 
-from bt.core.svm import UNSEEN
+from bt.core.svm import CODES, UNSEEN
 from bt.errors import InputError
 from bt.machine.exits import Exit, find_reasons, reasons
+from translator.sensitive import TABLE, Row
 
 ENGINES = pytest.mark.parametrize("engine", ["bt", "trap", "hvm"])
 CPUID = """
@@ -592,3 +594,134 @@ def test_what_the_hardware_cannot_intercept_is_refused() -> None:
     micro.run()
     assert {"sgdt", "cpuid"} <= set(seen)
     assert not {name.lower().replace("_", " ") for name in UNSEEN} & set(seen)
+
+
+@pytest.mark.parametrize("engine", ["bt", "hvm"])
+@pytest.mark.parametrize("row", [row for row in TABLE if row.name not in ("SYSCALL", "SYSENTER")],
+                         ids=lambda row: row.name)
+def test_every_instruction_is_seen_or_refused(row: Row, engine: str) -> None:
+    """Each once as the manuals write it. That it may fault behind the hook is not the point."""
+    bits = max(row.modes)
+    code = next(g.code for g in GOLDEN if g.row == row.name and g.bits == bits)
+    stack, buffer = ("rsp", "rax") if bits == 64 else ("esp", "eax")
+    micro = Micro(f"""
+    lea {buffer}, [buffer]
+    mov ecx, 1
+    .byte {", ".join(map(hex, (*code, *bytes(8))))}
+    EXIT 1
+faulted:
+    EXIT 2
+.section data
+buffer:
+    .quad 0, 0
+""", engine=engine, bits=bits)
+    micro.resume("faulted")
+    seen = []
+    try:
+        micro.machine.on_exit(row.name)(lambda exit: seen.append(exit.reason))
+    except InputError:
+        assert engine == "hvm" or not (row.kernel or row.user)
+        with pytest.raises(InputError):     # ... and that leaves nothing behind
+            micro.machine.on_exit(row.name, when="after")(print)
+        assert not any(micro.machine.hooks.wanted(row.id, phase) for phase in (1, 2))
+        return
+    micro.run()
+    assert set(seen) == {row.name.lower().replace("_", " ")}
+
+
+def test_what_to_hook_instead() -> None:
+    hooks = {engine: Micro("EXIT 0", engine=engine).machine.on_exit for engine in ("bt", "hvm")}
+    for engine, name, message in (
+            ("bt", "vmcall", "VMCALL is no exit of its own here: hook '#UD'"),
+            ("hvm", "vmcall", "VMCALL is no exit of its own here: hook '#UD'"),
+            ("hvm", "mwait", "MWAIT is no exit of its own here: hook '#UD'"),
+            ("bt", "int3", "INT3 is no exit of its own here: hook 'software interrupt'"),
+            ("bt", "pause", "PAUSE just runs under this engine: it cannot be hooked")):
+        with pytest.raises(InputError) as raised:
+            hooks[engine](name)(print)
+        assert str(raised.value) == message
+
+
+def test_invd_has_its_own_number() -> None:
+    """Unicorn has the intercept of WBINVD for both."""
+    micro = Micro("invd\n wbinvd\n EXIT 0", engine="hvm")
+    seen = []
+    micro.machine.on_exit("invd", "wbinvd")(lambda exit: seen.append(exit.hardware_code))
+    assert status(micro) == 0
+    assert seen == [CODES["INVD"], CODES["WBINVD"]]
+
+
+SYSTEM_CALL = """
+    mov ecx, 0xc0000081
+    mov edx, 0x00230010
+    xor eax, eax
+    wrmsr
+    mov ecx, 0xc0000082
+    lea rax, [kernel]
+    xor edx, edx
+    wrmsr
+    mov ecx, 0x174
+    mov eax, KCODE
+    wrmsr
+    mov ecx, 0x176
+    lea rax, [kernel]
+    wrmsr
+    mov eax, 0x2a
+    {entry}
+kernel:
+    EXIT 5
+"""
+
+
+@ENGINES
+@pytest.mark.parametrize("entry", ["syscall", "sysenter"])
+def test_both_system_calls_are_seen(entry: str, engine: str) -> None:
+    micro = Micro(SYSTEM_CALL.format(entry=entry), engine=engine)
+    seen = []
+    for when in ("before", "after"):
+        micro.machine.on_exit(entry, when=when)(lambda exit: seen.append((exit.when, exit.number)))
+    assert status(micro) == 5
+    assert seen == [("before", 0x2A), ("after", 0x2A)]
+
+
+@pytest.mark.parametrize(("engine", "names", "left"), [
+    ("hvm", ("cpuid", "cli"), "cpuid"),
+    ("hvm", ("port", "exception", "cpuid", "vmcall"), "port read"),
+    ("bt", ("cpuid", "cpudi"), "cpuid"),
+    ("trap", ("cpuid", "cpudi"), "cpuid"),
+    ("hvm", ("cpuid", "cpudi"), "cpuid"),
+    ("bt", ("cpuid", "pause"), "cpuid"),
+])
+def test_a_refusal_leaves_no_hook(engine: str, names: tuple[str, ...], left: str) -> None:
+    """Also none fewer: one that was there before is called still, once."""
+    micro = Micro(CPUID, engine=engine)
+    calls = []
+
+    def hook(exit: Exit) -> None:
+        calls.append(exit.reason)
+
+    with pytest.raises(InputError):
+        micro.machine.on_exit(*names)(hook)
+    assert not micro.machine.hooks.wanted(find_reasons(left)[0].number, 1)
+    micro.machine.on_exit("cpuid")(hook)
+    with pytest.raises(InputError):
+        micro.machine.on_exit(*names)(hook)
+    micro.run()
+    assert calls == ["cpuid"] * 200
+
+
+def test_a_method_can_be_removed() -> None:
+    """A bound method is another object each time it is named."""
+    class Watcher:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def see(self, exit: Exit) -> None:
+            self.calls += 1
+
+    micro = Micro(CPUID)
+    watcher = Watcher()
+    micro.machine.on_exit("cpuid")(watcher.see)
+    micro.machine.hooks.remove(watcher.see)
+    micro.run()
+    assert watcher.calls == 0
