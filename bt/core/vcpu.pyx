@@ -987,7 +987,7 @@ cdef class Vcpu:
         ``exit_hook(number, phase, rip, cpl, bits, hardware_code, code, arguments, limits)`` gives
         (action, value, error). ``phase``: BEFORE or AFTER the exit is dealt with; an exit that is
         only news comes once. ``code``: the instruction, where one is known. ``limits``: LIMIT_*.
-        What it raises ends `run`. bt/machine/exits.py is what users see of this. Raises InputError
+        What it raises ends `run`. bt/machine/exit_hooks.py is what users see of this. Raises InputError
         for an instruction that this engine never sees.
         """
         cdef Vm *vm = self.vm

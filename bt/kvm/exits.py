@@ -17,7 +17,7 @@ from bt.machine.cpu import CpuPolicy, Stop
 if TYPE_CHECKING:
     from bt.kvm.hooks import KvmHooks
 
-_READ, _WRITE = 0, 1        # as bt.machine.exits has them
+_READ, _WRITE = 0, 1        # as bt.machine.exit_parameters has them
 
 
 class ExitHandlers:
@@ -222,7 +222,7 @@ class ExitHandlers:
             self._message = f"KVM has an internal error of kind {kind}"
         return Stop.CPU_ERROR
 
-    # Hooks (bt.machine.exits)
+    # Hooks (bt.machine.exit_hooks)
 
     exit_hook: Callable[..., tuple[int, int, int]] | None = None
 

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Hooks on the exits that KVM has (bt.machine.exits); the processor does all the others itself."""
+"""Hooks on the exits that KVM has; the processor does all the others itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from bt.errors import InputError
-from bt.machine import exits
+from bt.machine import exit_reasons
 
 #: What can be hooked. "rdmsr" and "wrmsr" are those of MSRs that KVM leaves to the machine.
 REASONS = ("port read", "port write", "mmio", "absent memory", "rdmsr", "wrmsr", "hlt",
            "interrupt injected", "quantum used up")
-_NUMBERS = {name: exits.REASONS[name].number for name in REASONS}
+_NUMBERS = {name: exit_reasons.REASONS[name].number for name in REASONS}
 _NAMES = {number: name for name, number in _NUMBERS.items()}
 _BEFORE, _AFTER = 1, 2
 _GO = 0
@@ -24,7 +24,7 @@ class KvmHooks:
     """Which exits of one vCPU are hooked, and what hooks make of them.
 
     ``fire(number, phase, arguments, limits)`` calls the hooks: the arguments of
-    bt.machine.exits.ExitHooks.fire, less those that the vCPU knows.
+    bt.machine.exit_hooks.ExitHooks.fire, less those that the vCPU knows.
     """
 
     def __init__(self, fire: Fire) -> None:
@@ -37,8 +37,7 @@ class KvmHooks:
         if name is not None:
             self._phases[name] = before * _BEFORE | after * _AFTER
         elif before or after:
-            found = next(reason.name for reason in exits.REASONS.values()
-                         if reason.number == number)
+            found = exit_reasons.BY_NUMBER[number].name
             raise InputError(f"engine kvm has no exit {found!r}: it has {', '.join(REASONS)}")
 
     def before(self, name: str, arguments: tuple[int, ...], *, news: bool = False) -> int | None:

@@ -181,13 +181,13 @@ class VirtualCpu(Protocol):
         """So much host time did not pass for the guest: somebody looked at it meanwhile."""
         ...
 
-    # Hooks (bt.machine.exits)
+    # Hooks (bt.machine.exit_hooks)
 
-    #: Called for hooked exits with the arguments of bt.machine.exits.ExitHooks.fire.
+    #: Called for hooked exits with the arguments of bt.machine.exit_hooks.ExitHooks.fire.
     exit_hook: Callable[..., tuple[int, int, int]] | None
 
     def set_hook(self, number: int, before: bool, after: bool) -> None:
-        """Whether exit ``number`` (of bt.machine.exits.REASONS) calls ``exit_hook``, and when."""
+        """Whether exit ``number`` (bt.machine.exit_reasons) calls ``exit_hook``, and when."""
         ...
 
     def recent_blocks(self) -> list[int]:

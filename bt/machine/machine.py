@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from bt.devices.ata import AtaChannel
     from bt.devices.disk import Disk
     from bt.machine.debug import Breakpoint, Debugger
-    from bt.machine.exits import Exit, ExitHooks
+    from bt.machine.exit_hooks import ExitHooks
+    from bt.machine.exits import Exit
     from bt.machine.second import SecondLevel
     from bt.net.link import Host
     from bt.symbols.guest import GuestSymbols
@@ -159,13 +160,13 @@ class Machine:
         self.on_report: Callable[[str], None] = lambda text: None
         self._debugger: Debugger | None = None
 
-    # Hooks (bt.machine.exits) ---------------------------------------------------------------------
+    # Hooks (bt.machine.exit_hooks) ----------------------------------------------------------------
 
     @property
     def hooks(self) -> ExitHooks:
         """The hooks on exits of this machine."""
         if self._hooks is None:
-            from bt.machine.exits import ExitHooks  # costs what only who hooks needs
+            from bt.machine.exit_hooks import ExitHooks  # costs what only who hooks needs
             self._hooks = ExitHooks(self)
             self.vcpu.exit_hook = self._hooks.fire
         return self._hooks

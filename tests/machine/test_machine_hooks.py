@@ -12,7 +12,8 @@ from micro import GP, UD, Micro
 
 from bt.core.svm import CODES, UNSEEN
 from bt.errors import InputError
-from bt.machine.exits import Exit, find_reasons, reasons
+from bt.machine.exit_reasons import find_reasons, reasons
+from bt.machine.exits import Exit
 from translator.sensitive import TABLE, Row
 
 ENGINES = pytest.mark.parametrize("engine", ["bt", "trap", "hvm"])
