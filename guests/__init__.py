@@ -14,6 +14,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from bt import usercache
+
 _HERE = Path(__file__).parent
 
 
@@ -58,12 +60,6 @@ def get(name: str) -> Guest:
     raise KeyError(name)
 
 
-def cache_folder() -> Path:
-    """Where built images are kept: ``$XDG_CACHE_HOME/ring1/guests`` (default ``~/.cache``)."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "ring1" / "guests"
-
-
 def _fingerprint() -> str:
     """Hash of every source a guest can include, and of the assembler itself."""
     digest = hashlib.sha256()
@@ -77,10 +73,11 @@ def _fingerprint() -> str:
 def image(name: str) -> Path:
     """Path of the guest's bootable ELF image; assembles it unless the cache has it.
 
-    Raises ``KeyError`` for an unknown guest and ``OSError`` when the cache cannot be written.
+    Raises ``KeyError`` for an unknown guest, ``OSError`` when the cache cannot be written and
+    ``InputError`` when there is no place for one.
     """
     guest = get(name)
-    path = cache_folder() / f"{guest.name}-{_fingerprint()}.elf"
+    path = usercache.need("guests") / f"{guest.name}-{_fingerprint()}.elf"
     if not path.exists():
         from .asm import Assembler, elf32  # keystone takes a while to import: only when building
 

@@ -20,6 +20,7 @@ import os
 import time
 from pathlib import Path
 
+from bt import usercache
 from bt.boot.image import FileImage
 from bt.errors import InputError
 
@@ -35,7 +36,7 @@ class UnpackCache:
     def __init__(self, packed: FileImage, size: int) -> None:
         self._packed = packed
         self._size = size
-        self._folder = cache_folder("vmlinux")
+        self._folder = usercache.find("vmlinux")
         status = packed.status
         self._link_name = (f"{status.st_dev:x}-{status.st_ino:x}-{status.st_size:x}-"
                            f"{status.st_mtime_ns:x}-{status.st_ctime_ns:x}")
@@ -111,17 +112,3 @@ class UnpackCache:
                     link.unlink(missing_ok=True)
         except OSError:
             return
-
-
-def cache_folder(name: str) -> Path | None:
-    """A folder of the user's cache, None if there is no home for one.
-
-    XDG base directory specification: relative paths are ignored.
-    """
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    if not base.is_absolute():
-        try:
-            base = Path.home() / ".cache"
-        except RuntimeError:            # no home folder
-            return None
-    return base / "ring1" / name

@@ -46,10 +46,10 @@ class Door:
 
     def _symbols(self, kernel: Path) -> Path | None:
         """The file that gdb gets its names from; None if the kernel has none."""
-        from bt.boot.unpack_cache import cache_folder
+        from bt import usercache
         from bt.gdb import symfile
 
-        folder = cache_folder("symbols")
+        folder = usercache.find("symbols")
         if folder is None:
             print("bt: no symbols for gdb: no home folder to keep them in", file=sys.stderr)
             return None

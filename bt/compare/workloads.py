@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bt import usercache
 from bt.engines import ENGINES
 from bt.errors import BtError, InputError
 
@@ -193,9 +194,7 @@ def _disk(name: str) -> Workload:
 
 def _disk_image() -> Path:
     """A file of DISK_MIB, kept in the cache; written through, so that reads do not meet holes."""
-    from guests.linux.fetch import cache_folder
-
-    path = cache_folder().parent / f"compare-{DISK_MIB}M.img"
+    path = usercache.need(f"compare-{DISK_MIB}M.img")
     if not path.exists() or path.stat().st_size != DISK_MIB << 20:
         partial = path.with_name(f"{path.name}.{os.getpid()}")
         try:

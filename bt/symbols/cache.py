@@ -12,7 +12,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from bt.boot.unpack_cache import cache_folder
+from bt import usercache
 from bt.symbols import of_file
 from bt.symbols.table import Section, Symbol, SymbolTable
 
@@ -22,7 +22,7 @@ _MIN_SYMBOLS = 10_000   # fewer are decoded as fast as they are read
 
 def cached_of_file(path: Path) -> SymbolTable:
     """As bt.symbols.of_file. Raises InputError."""
-    folder = cache_folder("symbols")
+    folder = usercache.find("symbols")
     try:
         stat = path.stat()
     except OSError:

@@ -12,6 +12,7 @@ import os
 import re
 from pathlib import Path
 
+from bt import usercache
 from bt.errors import InputError
 
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
@@ -30,16 +31,6 @@ _MODULE_FILE = re.compile(
     r")\.ko(\.xz|\.zst|\.gz)?"
 )
 _BUSYBOX_FILE = re.compile(r"\./(usr/)?bin/busybox")
-
-
-def cache_folder() -> Path:
-    """Where fetched files are kept: the user's cache folder (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if not base.startswith("/"):  # the specification says to ignore a relative path
-        base = os.path.expanduser("~/.cache")
-        if not base.startswith("/"):
-            raise InputError("no home folder to cache files in; set XDG_CACHE_HOME")
-    return Path(base, "ring1", "debian")
 
 
 def kernel(package: str = KERNEL_PACKAGE) -> Path:
@@ -83,11 +74,11 @@ def _file(package: str, wanted: re.Pattern[str]) -> Path:
         return cached
     from guests.linux import apt
 
-    return apt.fetch(package, wanted, cache_folder() / package)
+    return apt.fetch(package, wanted, usercache.need("debian") / package)
 
 
 def _cached(package: str, wanted: re.Pattern[str]) -> Path | None:
-    folder = cache_folder() / package
+    folder = usercache.need("debian") / package
     try:
         names = sorted(os.listdir(folder))
     except OSError:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from bootimages import MB
 
+from bt import usercache
 from bt.boot import load, payload
 from bt.errors import InputError
 from bt.machine.ram import Ram
 
 # Read at import: the tests themselves get an empty cache folder.
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
 KERNELS = [path for path in (*sorted(Path("/boot").glob("vmlinuz-*")),
-                             *sorted(_CACHE.glob("ring1/debian/**/vmlinuz*")))
+                             *sorted(usercache.need("debian").glob("**/vmlinuz*")))
            if path.is_file() and os.access(path, os.R_OK)]
 
 pytestmark = pytest.mark.slow

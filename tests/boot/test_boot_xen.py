@@ -13,6 +13,7 @@ from bootimages import MB, bzimage, cpio, elf, pack, segment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bt import usercache
 from bt.boot.xen import load_xen
 from bt.errors import InputError
 from bt.machine.ram import Ram
@@ -297,9 +298,8 @@ def test_damaged_kernels(tmp_path_factory, damage):
         assert domain.entry.rip and domain.frames.next <= ram.size >> 12
 
 
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
 KERNELS = [path for path in (*sorted(Path("/boot").glob("vmlinuz-*")),
-                             *sorted(_CACHE.glob("ring1/debian/**/vmlinuz*")))
+                             *sorted(usercache.need("debian").glob("**/vmlinuz*")))
            if path.is_file() and os.access(path, os.R_OK)]
 
 

@@ -2,19 +2,18 @@
 """Debian's kernel as a Xen domain: what it finds there, and how it ends."""
 
 import hashlib
-import os
 import random
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-_CACHE = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+from bt import usercache
+
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not list(_CACHE.glob("ring1/debian/**/vmlinuz*")),
+    pytest.mark.skipif(not list(usercache.need("debian").glob("**/vmlinuz*")),
                        reason="`bt run linux` has not fetched its kernel yet")]
 
 
