@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Builds the three compiled parts; everything else about the package is in pyproject.toml.
+"""Builds the four compiled parts; everything else about the package is in pyproject.toml.
 
-They link against the shared libraries that the unicorn and capstone wheels carry. An installed
+Three link against the shared libraries that the unicorn and capstone wheels carry. An installed
 package finds unicorn's through a relative run path, beside itself in site-packages: no compiler,
 no system library, and no trace of the machine that built the wheel. capstone's is in the process
 already when ``translator`` loads the scanner (its package says why).
@@ -63,6 +63,9 @@ setup(
                       library=UNICORN / "lib/libunicorn.so.2",
                       link=("-Wl,-rpath,$ORIGIN/../../unicorn/lib",),
                       depends=["bt/core/unicorn.pxi", "bt/core/layout.pxi"]),
+            # Timers are in librt where the C library is older than 2.34.
+            Extension("bt.core.sampler", ["bt/core/sampler.pyx"], libraries=["rt"],
+                      extra_compile_args=["-O2"]),
         ],
         language_level=3,
         compiler_directives={"boundscheck": False, "wraparound": False, "cdivision": True,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bt.errors import InputError
 
-_ENGINES = "trap,bt,pv"
+_ENGINES = "trap,bt,pv,hvm"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def engine_list(text: str) -> list[str]:
 
     found = text.split(",")
     for name in found:
-        # pv is part of the question even where this build cannot answer it.
+        # The default is the question even where this build lacks an engine: its column says so.
         if name not in ENGINES and name not in _ENGINES.split(","):
             raise InputError(f"no engine {name!r}: one of {', '.join(ENGINES)}")
         if found.count(name) > 1:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The results of a comparison as an SVG bar chart, written by hand: it needs no library.
 
-A group of bars for each nanobenchmark, on a logarithmic scale, since they span three decades; one
-group, on a linear scale from zero, for the seconds of the other workloads.
+A group of bars for each nanobenchmark, on a logarithmic scale, since they span three decades; for
+the seconds of the other workloads, those in the VMM among them, groups on a linear scale from zero.
 """
 
 from __future__ import annotations
@@ -78,7 +78,10 @@ def _time_groups(workload: str, subjects: Mapping[str, Any]) -> Groups:
     groups = {f"{workload}: start of bt to its end":
               {name: one["wall_s"] for name, one in subjects.items()}}
     inside = {name: one["guest_s"] for name, one in subjects.items() if one["guest_s"] is not None}
-    return groups | ({"workload, by the guest's clock": inside} if inside else {})
+    vmm = {name: one["sampled"]["vmm_s"] for name, one in subjects.items()
+           if "vmm_s" in one["sampled"]}
+    return groups | ({"workload, by the guest's clock": inside} if inside else {}) | (
+        {"time in the VMM, sampled": vmm} if vmm else {})
 
 
 def _text(x: float, y: float, text: str, *, size: int = 12, anchor: str = "middle") -> str:

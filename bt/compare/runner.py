@@ -4,6 +4,8 @@
 Every run is a process of its own, ``bt run``: a machine that the last run warmed up, or one that a
 guest took down, has no part in the next. Engines take turns, so that a host that gets slower half
 way slows all of them; what is compared is medians.
+
+Where the time goes is asked in one more run of each (``bt run --sample``), which is not timed.
 """
 
 from __future__ import annotations
@@ -43,16 +45,18 @@ class Run:
     reading: Reading
 
 
-def run_once(workload: Workload, engine: str, *, idle: bool = False) -> Run:
+def run_once(workload: Workload, engine: str, *, idle: bool = False, sample: bool = False) -> Run:
     """Run ``workload`` under ``engine``, or with ``idle`` all of it but the work, which has no
-    reading. Raises WorkloadFailed with the reason in one line.
+    reading. ``sample``: its statistics say where the time went. Raises WorkloadFailed with the
+    reason in one line.
     """
     arguments = workload.idle if idle and workload.idle is not None else workload.arguments
     with tempfile.TemporaryDirectory() as folder, _companion(workload, engine, folder):
         stats = Path(folder, "stats")
         used, start = _children_s(), time.perf_counter()
         done = subprocess.run(
-            _command(arguments(engine), engine, folder, "--stats", str(stats)),
+            _command(arguments(engine), engine, folder, "--stats", str(stats),
+                     *["--sample"] * sample),
             stdin=subprocess.DEVNULL, capture_output=True, check=False, env=_environment())
         wall, used = time.perf_counter() - start, _children_s() - used
         if done.returncode != 0:
@@ -122,7 +126,8 @@ def compare(workload: Workload, engines: Sequence[str], runs: int,
     """Everything `bt compare` knows, as JSON data.
 
     ``engines``: {name: {"error": reason} or times in seconds (medians, and every run's), ns an
-    operation, counters of the last run}; ``native``: the same for ring 0 on plain Unicorn, or null.
+    operation, counters of the last run, "sampled": where the time went}; ``native``: the same for
+    ring 0 on plain Unicorn, or null.
     """
     taken: dict[str, list[Run]] = {name: [] for name in engines}
     idle: dict[str, Run] = {}
@@ -150,13 +155,30 @@ def compare(workload: Workload, engines: Sequence[str], runs: int,
                 continue
             if number:
                 taken[engine].append(run)
+    sampled: dict[str, Any] = {}
+    for engine in engines:
+        if engine not in errors:
+            progress(f"{engine}: sampled run")
+            sampled[engine] = _sampled(workload, engine)
     return {
         "workload": workload.name, "what": workload.what, "runs": runs, "machine": machine(),
         "native": _baseline(baseline, native_error) if workload.nano is not None else None,
         "engines": {name: {"error": errors[name]} if name in errors
                     else _summary(taken[name], workload.megabytes, idle.get(name))
+                    | {"sampled": sampled[name]}
                     for name in engines},
     }
+
+
+def _sampled(workload: Workload, engine: str) -> dict[str, Any]:
+    """Where one run's time went (Sampler.to_json), or {"error": why that is not known}."""
+    if not ENGINES[engine].emulated:
+        return {"error": "guest code runs outside of this process"}
+    try:
+        sampled: dict[str, Any] = run_once(workload, engine, sample=True).stats["sampled"]
+    except WorkloadFailed as error:
+        return {"error": str(error)}
+    return sampled
 
 
 def _native(workload: Workload) -> dict[str, float]:

@@ -7,12 +7,18 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from bt.machine.sampler import VMM
+
 NATIVE = "native"
 _REASON_WIDTH = 26  # of a cell that says why an engine cannot run the workload
 #: What the translator counts: title and key.
 _WORK = (("instructions scanned", "instructions_scanned"), ("blocks scanned", "block_scanned"),
          ("sites", "sites"), ("stubs installed", "stub_installed"),
          ("stubs taken back", "stub_taken_back"))
+#: Where a sampled run's processor time went: title and the sampler's parts (bt.machine.sampler).
+_PLACES = (("time in the VMM", VMM), ("  compiled", ("core",)), ("  Python", ("python",)),
+           ("the CPU's, in Unicorn", ("unicorn",)), ("guest's code", ("guest",)),
+           ("elsewhere", ("elsewhere",)))
 
 Result = Mapping[str, Any]
 Row = list[str]
@@ -33,6 +39,7 @@ def render(results: Result) -> str:
         rows += _wrapped("cannot", [failed.get(name, "") for name in subjects])
     rows += _nano(subjects)
     rows += _times(subjects)
+    rows += _sampled(subjects)
     rows += _throughput(subjects)
     rows += _counts("exits, control unit", subjects, lambda one: one["exits"]["control"])
     rows += _counts("exits, memory unit", subjects, lambda one: one["exits"]["memory"])
@@ -90,6 +97,28 @@ def _times(subjects: Mapping[str, Result]) -> list[Row]:
     if any(one.get("guest_s") is not None for one in subjects.values()):
         rows.append(_line("  workload, guest's clock", subjects, seconds("guest_s")))
     return _section("time, s", rows)
+
+
+def _sampled(subjects: Mapping[str, Result]) -> list[Row]:
+    """Seconds and shares of one more run's processor time; "-" where nobody could look."""
+    seconds = {name: one["sampled"].get("seconds") for name, one in _measured(subjects).items()
+               if "sampled" in one}
+    if not any(seconds.values()):
+        return []
+
+    def row(text: str, parts: Iterable[str]) -> Row:
+        def cell(name: str, one: Result) -> str:
+            if not seconds.get(name):
+                return "-" if name in seconds else ""
+            spent, whole = sum(seconds[name][part] for part in parts), sum(seconds[name].values())
+            return f"{spent:.3f} ({spent / whole if whole else 0:.0%})"
+
+        return _line(f"  {text}", subjects, cell)
+
+    return _section("processor time while the guest ran, sampled, s",
+                    [row(text, parts) for text, parts in _PLACES
+                     if parts != ("elsewhere",) or any(one and one["elsewhere"]
+                                                       for one in seconds.values())])
 
 
 def _throughput(subjects: Mapping[str, Result]) -> list[Row]:

@@ -23,7 +23,7 @@ class EngineInfo:
     ``implementation``: "module:class" of its bt.engines.base.Engine. ``translate``: sensitive
     instructions are rewritten before they run. ``paravirtual``: the guest kernel asks for
     privileged work by hypercalls; nothing is scanned. ``intercepts``: hardware makes the exits, and
-    one can choose which.
+    one can choose which. ``emulated``: guest code runs in this process, on Unicorn.
     """
 
     name: str
@@ -32,6 +32,7 @@ class EngineInfo:
     translate: bool = False
     paravirtual: bool = False
     intercepts: bool = False
+    emulated: bool = True
     #: What a user should know before believing what a guest prints under it; "" if nothing.
     caveat: str = ""
 
@@ -60,7 +61,7 @@ ENGINES: dict[str, EngineInfo] = {
                    "which Unicorn has; nothing is scanned or rewritten",
                    "bt.engines.hvm:HvmEngine", intercepts=True),
         EngineInfo("kvm", "hardware: the unmodified kernel in ring 0 of the host's own virtual "
-                   "machines, /dev/kvm", "bt.engines.kvm:KvmEngine"),
+                   "machines, /dev/kvm", "bt.engines.kvm:KvmEngine", emulated=False),
     )
 }
 

@@ -140,6 +140,13 @@ def test_stats(machine, flat, tmp_path, capfd):
     assert json.loads(capfd.readouterr().out) == {"exits": 42}
 
 
+def test_stats_with_samples(machine, flat, capfd):
+    assert main(["run", flat, "--stats", "-", "--sample"]) == 0
+    stats = json.loads(capfd.readouterr().out)
+    assert stats["exits"] == 42
+    assert set(stats["sampled"]) == {"samples", "interval_s", "seconds", "vmm_s"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -155,6 +162,8 @@ def test_stats(machine, flat, tmp_path, capfd):
         (["run", "linux", "--package", "../x"], "not a package name"),
         (["run", "linux", "--package", "x1", "--kernel", "f"], "exclude"),
         (["run", "linux", "--stats", "/no/such/folder/x"], "cannot write"),
+        (["run", "hello", "--sample"], "goes with --stats"),
+        (["run", "hello", "--stats", "-", "--sample", "--engine", "kvm"], "cannot be sampled"),
         (["run", "linux", "--initrd", "/no/such", "--", "true"], "cannot read /no/such"),
         (["run", "linux", "--"], "no command after --"),
         (["run", "hello", "--", "true"], "needs the guest linux"),

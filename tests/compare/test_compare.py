@@ -25,11 +25,16 @@ TRANSLATOR = {"seconds": 0.25, "share": 0.1, "instructions_scanned": 1234567, "s
               "block_scanned": 143, "stub_installed": 3, "stub_taken_back": 0}
 
 
-def engine(ns, *, wall=1.5, guest=None, hypercalls=None):
+SAMPLED = {"samples": 900, "interval_s": 0.0005, "vmm_s": 0.25,
+           "seconds": {"guest": 0.5, "unicorn": 0.25, "core": 0.2, "python": 0.05,
+                       "elsewhere": 0.0}}
+
+
+def engine(ns, *, wall=1.5, guest=None, hypercalls=None, sampled=SAMPLED):
     return {"wall_s": wall, "wall_runs_s": [wall], "cpu_s": 1.25, "cpu_runs_s": [1.25],
             "guest_s": guest, "guest_runs_s": [],
             "ns": ns, "exits": {"control": {"CLI": 2, "IRET": 70000}, "memory": {"TLB flush": 4}},
-            "hypercalls": hypercalls or {}, "translator": TRANSLATOR}
+            "hypercalls": hypercalls or {}, "translator": TRANSLATOR, "sampled": sampled}
 
 
 def results(engines, native_ns=None, workload="nano"):
@@ -55,6 +60,13 @@ def rows(text):
 
 
 # The command line ---------------------------------------------------------------------------------
+
+
+def test_every_engine_on_unicorn_is_compared_unless_told_otherwise(monkeypatch):
+    seen = []
+    monkeypatch.setattr(runner, "compare", lambda *arguments: seen.append(arguments[1]) or NANO)
+    assert cli.main(["compare"]) == 0
+    assert seen == [["trap", "bt", "pv", "hvm"]]
 
 
 @pytest.mark.parametrize("arguments, says", [
@@ -175,11 +187,12 @@ def test_the_guests_clock():
 
 
 def fake_run(log, fails=()):
-    def run(workload, engine):
-        log.append(engine)
-        if engine in fails:
+    def run(workload, engine, *, sample=False):
+        log.append(f"{engine}, sampled" if sample else engine)
+        if log[-1] in fails:
             raise WorkloadFailed("it will not")
-        stats = {"exits": {"control": {}, "memory": {}}, "hypercalls": {}, "translator": TRANSLATOR}
+        stats = {"exits": {"control": {}, "memory": {}}, "hypercalls": {}, "translator": TRANSLATOR,
+                 "sampled": SAMPLED}
         return runner.Run(float(len(log)), 0.5, stats, workloads.Reading())
     return run
 
@@ -188,26 +201,43 @@ def test_engines_take_turns_and_the_warm_up_does_not_count(monkeypatch):
     log = []
     monkeypatch.setattr(runner, "run_once", fake_run(log))
     found = runner.compare(workloads.get("boot"), ["bt", "pv"], 2)
-    assert log == ["bt", "pv"] * 3
+    assert log == ["bt", "pv"] * 3 + ["bt, sampled", "pv, sampled"]
     assert found["engines"]["bt"]["wall_runs_s"] == [3.0, 5.0]
     assert found["engines"]["pv"]["wall_s"] == 5.0
     assert found["engines"]["pv"]["cpu_s"] == 0.5
+    assert found["engines"]["pv"]["sampled"] == SAMPLED
     assert found["native"] is None
+
+
+def test_where_kvm_spends_its_time_is_not_asked(monkeypatch):
+    log = []
+    monkeypatch.setattr(runner, "run_once", fake_run(log))
+    found = runner.compare(workloads.get("tasks"), ["kvm"], 1)
+    assert log == ["kvm"]
+    assert "outside of this process" in found["engines"]["kvm"]["sampled"]["error"]
+
+
+def test_a_sampled_run_that_fails_takes_nothing_from_the_others(monkeypatch):
+    monkeypatch.setattr(runner, "run_once", fake_run([], fails=["bt, sampled"]))
+    found = runner.compare(workloads.get("tasks"), ["bt"], 1)
+    assert found["engines"]["bt"]["sampled"] == {"error": "it will not"}
+    assert rows(table.render(found))["start of bt to its end"] == ["1.000"]
 
 
 def test_an_engine_that_cannot_is_asked_once(monkeypatch):
     log = []
     monkeypatch.setattr(runner, "run_once", fake_run(log, fails=["trap"]))
     found = runner.compare(workloads.get("boot"), ["trap", "bt", "unborn"], 1)
-    assert log == ["trap", "bt", "bt"]
+    assert log == ["trap", "bt", "bt", "bt, sampled"]
     assert found["engines"]["trap"] == {"error": "it will not"}
     assert found["engines"]["unborn"] == {"error": "not available yet"}
 
 
 def test_throughput_is_told_from_the_rest_by_an_idle_run(monkeypatch):
-    def run(workload, engine, *, idle=False):
+    def run(workload, engine, *, idle=False, sample=False):
         exits = {"control": {"OUT": 100 if idle else 2100, "CLI": 7}, "memory": {"mmio": 0}}
-        stats = {"exits": exits, "hypercalls": {}, "translator": TRANSLATOR, "tsc_hz": 10**9}
+        stats = {"exits": exits, "hypercalls": {}, "translator": TRANSLATOR, "tsc_hz": 10**9,
+                 "sampled": SAMPLED}
         return runner.Run(1.0, 0.5, stats, workloads.Reading(guest_s=None if idle else 2.0))
 
     monkeypatch.setattr(runner, "run_once", run)
@@ -249,6 +279,27 @@ def test_table_of_nothing_but_reasons():
     assert rows(text)["cannot"] == ["no", "not available yet"]
 
 
+def test_table_says_where_the_time_went():
+    found = rows(table.render(results({
+        "bt": engine({}), "trap": {"error": "no"}, "kvm": engine({}, sampled={"error": "no"}),
+        "pv": engine({}, sampled=SAMPLED | {"seconds": dict.fromkeys(SAMPLED["seconds"], 0.0)})})))
+    assert found["time in the VMM"] == ["0.250 (25%)", "-", "0.000 (0%)"]
+    assert found["compiled"] == ["0.200 (20%)", "-", "0.000 (0%)"]
+    assert found["Python"] == ["0.050 (5%)", "-", "0.000 (0%)"]
+    assert found["the CPU's, in Unicorn"] == ["0.250 (25%)", "-", "0.000 (0%)"]
+    assert found["guest's code"] == ["0.500 (50%)", "-", "0.000 (0%)"]
+    assert "elsewhere" not in found
+    lost = SAMPLED | {"seconds": SAMPLED["seconds"] | {"elsewhere": 1.0}}
+    found = rows(table.render(results({"bt": engine({}, sampled=lost)})))
+    assert found["elsewhere"] == ["1.000 (50%)"] and found["Python"] == ["0.050 (2%)"]
+
+
+def test_one_run_is_really_sampled():
+    stats = runner.run_once(workloads.get("in", 8), "bt", sample=True).stats
+    assert set(stats["sampled"]["seconds"]) == set(SAMPLED["seconds"])
+    assert "sampled" not in runner.run_once(workloads.get("in", 8), "bt").stats
+
+
 def test_table_says_seconds_by_the_guests_clock():
     text = table.render(results({"bt": engine({}, guest=0.125)}, workload="gzip"))
     assert rows(text)["workload, guest's clock"] == ["0.125"]
@@ -277,8 +328,14 @@ def test_chart_of_nano():
 
 def test_chart_of_seconds_starts_at_zero():
     both = results({"bt": engine({}, wall=2.0), "pv": engine({}, wall=1.0)}, workload="boot")
-    two, one = heights(chart.render(both))
+    two, one = heights(chart.render(both))[:2]
     assert two == pytest.approx(2 * one, abs=0.2)
+
+
+def test_chart_of_seconds_has_those_in_the_vmm():
+    svg = chart.render(results({"bt": engine({}), "kvm": engine({}, sampled={"error": "no"})},
+                               workload="boot"))
+    assert bars(svg)[2:] == ["time in the VMM, sampled, bt: 0.25"]
 
 
 @pytest.mark.parametrize("engines", [{}, {"bt": {"error": "no"}}])
