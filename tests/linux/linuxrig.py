@@ -7,9 +7,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 #: Seconds for a run that hangs. A boot takes one or two; a loaded machine may take far longer.
 PATIENCE = 240
+#: The engines under which Linux finds a PC. Under pv it is a Xen domain: tests/xen has the like.
+PC_ENGINES = pytest.mark.parametrize("engine", ["bt", "hvm"])
 
 
 def bt_command(*arguments: str) -> list[str]:

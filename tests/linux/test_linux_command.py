@@ -8,6 +8,7 @@ import json
 import re
 
 import pytest
+from linuxrig import PC_ENGINES
 
 
 def test_the_first_thing_people_type(bt):
@@ -17,8 +18,10 @@ def test_the_first_thing_people_type(bt):
     assert result.err == ""
 
 
-def test_status_and_output_of_a_command(bt):
-    result = bt("run", "linux", "--", "sh", "-c", "uname -a; echo trouble >&2; exit 7")
+@PC_ENGINES
+def test_status_and_output_of_a_command(bt, engine):
+    result = bt("run", "linux", "--engine", engine, "--",
+                "sh", "-c", "uname -a; echo trouble >&2; exit 7")
     assert result.status == 7
     assert result.out.startswith("Linux ") and result.out.count("\n") == 1
     assert result.err == "trouble\n"
@@ -31,20 +34,24 @@ def test_much_output_arrives_whole(bt):
     assert (len(result.out), result.out == whole) == (len(whole), True)
 
 
-def test_input_reaches_the_command(bt):
+@PC_ENGINES
+def test_input_reaches_the_command(bt, engine):
     data = bytes(range(256)) * 2000
-    result = bt("run", "linux", "--", "sha256sum", input=data)
+    result = bt("run", "linux", "--engine", engine, "--", "sha256sum", input=data)
     assert (result.status, result.out) == (0, hashlib.sha256(data).hexdigest() + "  -\n")
 
 
+@PC_ENGINES
 @pytest.mark.parametrize("command", ["poweroff", "halt", "reboot"])
-def test_an_orderly_end_is_status_0(bt, command):
-    result = bt("run", "linux", "--", command, "-f")
+def test_an_orderly_end_is_status_0(bt, command, engine):
+    result = bt("run", "linux", "--engine", engine, "--", command, "-f")
     assert (result.status, result.out) == (0, "")
 
 
-def test_a_panic_is_status_3_with_a_report(bt):
-    result = bt("run", "linux", "--", "sh", "-c", "echo c > /proc/sysrq-trigger")
+@PC_ENGINES
+def test_a_panic_is_status_3_with_a_report(bt, engine):
+    result = bt("run", "linux", "--engine", engine, "--",
+                "sh", "-c", "echo c > /proc/sysrq-trigger")
     assert result.status == 3
     assert "sysrq_handle_crash" in result.err  # the console that was kept back: a call trace
     assert "bt: the guest died: it said: Kernel panic - not syncing: sysrq triggered" in result.err
@@ -58,8 +65,9 @@ def test_init_that_dies_is_a_panic(bt):
     assert "Attempted to kill init" in result.err
 
 
-def test_time_limit(bt):
-    result = bt("run", "linux", "--timeout", "4", "--", "sleep", "1000")
+@PC_ENGINES
+def test_time_limit(bt, engine):
+    result = bt("run", "linux", "--engine", engine, "--timeout", "4", "--", "sleep", "1000")
     assert (result.status, result.out, result.err) == (124, "", "bt: time limit\n")
 
 
@@ -92,14 +100,17 @@ def test_stats(bt, tmp_path):
     assert stats["audit"]["ring0"] == 0
 
 
-def test_deterministic_runs_repeat(bt, tmp_path):
+@pytest.mark.parametrize(("engine", "more"), [
+    ("bt", "; head -c 16 /dev/urandom | md5sum"),  # 10 s until the first random byte
+    ("hvm", "")])
+def test_deterministic_runs_repeat(bt, tmp_path, engine, more):
     """Times of the kernel's log, the date, interrupts, addresses: the same bytes twice."""
-    script = "dmesg; date; cat /proc/interrupts /proc/self/maps; head -c 16 /dev/urandom | md5sum"
+    script = "dmesg; date; cat /proc/interrupts /proc/self/maps" + more
     runs, counts = [], []
     for name in ("first", "second"):
         file = tmp_path / name
-        runs.append(bt("run", "linux", "--deterministic", "--stats", str(file), "--",
-                       "sh", "-c", script))
+        runs.append(bt("run", "linux", "--engine", engine, "--deterministic",
+                       "--stats", str(file), "--", "sh", "-c", script))
         counts.append(json.loads(file.read_text()))
     assert runs[0].status == 0 and "Linux version" in runs[0].out
     lines = [run.out.splitlines() for run in runs]
@@ -107,11 +118,3 @@ def test_deterministic_runs_repeat(bt, tmp_path):
     assert len(lines[0]) == len(lines[1])
     assert counts[0]["exits"] == counts[1]["exits"]
     assert counts[0]["virtual_s"] == counts[1]["virtual_s"]
-
-
-def test_trap_says_what_it_cannot_do_and_why(bt):
-    result = bt("run", "linux", "--engine", "trap", "--timeout", "60", "--", "true")
-    assert result.status == 3
-    assert "engine trap shows the holes" in result.err and "POPF" in result.err
-    assert "bt: the guest died: " in result.err
-    assert "Traceback" not in result.err

@@ -36,10 +36,9 @@ def record(number: int) -> bytes:
     return b"".join(b"%d\n" % i for i in range(number, number + 701))
 
 
-def run_and_kill(image: Path, interface: str, rng: random.Random) -> list[int]:
+def run_and_kill(image: Path, engine: str, interface: str, rng: random.Random) -> list[int]:
     """The files that the guest said were on the disk before it was killed."""
     device = {"virtio": "/dev/vda", "ata": "/dev/sda", "xen": "/dev/xvda"}[interface]
-    engine = "pv" if interface == "xen" else "bt"
     process = subprocess.Popen(
         bt_command("run", "linux", "--engine", engine, "--timeout", str(PATIENCE), "--disk",
                    f"{image},if={interface}", "--", "sh", "-c", SCRIPT.format(device=device)),
@@ -61,15 +60,17 @@ def run_and_kill(image: Path, interface: str, rng: random.Random) -> list[int]:
     return [int(line) for line in said.split(b"\n")[:-1]]
 
 
-@pytest.mark.parametrize(("interface", "seed"), [
-    ("virtio", 1), ("virtio", 2), ("ata", 3), ("xen", 4)])
-def test_killed_in_the_middle(debian, tmp_path: Path, interface: str, seed: int) -> None:
+@pytest.mark.parametrize(("engine", "interface", "seed"), [
+    ("bt", "virtio", 1), ("bt", "virtio", 2), ("bt", "ata", 3), ("pv", "xen", 4),
+    ("hvm", "virtio", 5)])
+def test_killed_in_the_middle(debian, tmp_path: Path, engine: str, interface: str,
+                              seed: int) -> None:
     rng = random.Random(seed)
     image = tmp_path / "disk.img"
     subprocess.run(["mke2fs", "-q", "-t", "ext4", image, "24M"], check=True)
     kept: dict[int, bytes] = {}
     for _ in range(2):  # the second run mounts what the first one left behind, unrepaired
-        for number in run_and_kill(image, interface, rng):
+        for number in run_and_kill(image, engine, interface, rng):
             kept[number] = record(number)
     repaired = subprocess.run(["e2fsck", "-fy", image], capture_output=True, text=True)
     assert repaired.returncode in (0, 1), repaired.stdout

@@ -31,6 +31,7 @@ cat /sys/block/{name}/ro
 
 @pytest.mark.parametrize(("options", "interface", "name"), [
     ((), "virtio", "vda"), ((), "ata", "sda"), (("--machine", "legacy"), "ata", "sda"),
+    (("--engine", "hvm"), "virtio", "vda"), (("--engine", "hvm"), "ata", "sda"),
     (("--engine", "pv"), "xen", "xvda")])
 def test_read_and_write(bt, image: Path, options: tuple[str, ...], interface: str,
                         name: str) -> None:
@@ -54,7 +55,8 @@ def test_overlay_and_read_only(bt, image: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("mke2fs") is None, reason="needs e2fsprogs")
-@pytest.mark.parametrize(("engine", "device"), [("bt", "/dev/vda"), ("pv", "/dev/xvda")])
+@pytest.mark.parametrize(("engine", "device"), [
+    ("bt", "/dev/vda"), ("hvm", "/dev/vda"), ("pv", "/dev/xvda")])
 def test_the_root_file_system_on_a_disk(bt, debian, tmp_path: Path, engine: str,
                                         device: str) -> None:
     """Our initramfs mounts it and its own init takes over: here a script, on busybox."""

@@ -8,7 +8,7 @@ import termios
 
 import pexpect
 import pytest
-from linuxrig import ROOT, bt_command
+from linuxrig import PC_ENGINES, ROOT, bt_command
 
 PROMPT = "/root # "
 
@@ -56,9 +56,10 @@ def terminal(debian):
         process.close(force=True)
 
 
-def test_a_session(terminal):
+@PC_ENGINES
+def test_a_session(terminal, engine):
     """Boot messages, a command, a failing one, the window's size, Ctrl-C, job control, the end."""
-    person = terminal()
+    person = terminal("--engine", engine)
     person.expect("Linux version 6")
     person.expect_exact(PROMPT)
     assert re.fullmatch(r"Linux .* x86_64 GNU/Linux\n", person.shell("uname -a"))
