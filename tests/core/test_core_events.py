@@ -33,6 +33,7 @@ from micro import (
     assemble,
     descriptor,
 )
+from ticking import TIMER, prepare_timer, timer
 
 ENGINES = pytest.mark.parametrize("engine", ["bt", "trap", "hvm"])
 BITS = pytest.mark.parametrize("bits", [64, 32])
@@ -503,49 +504,6 @@ entry:
 
 # Interrupts -----------------------------------------------------------------------------------
 
-#: 8259 pair at 0x20, channel 0 of the 8254 periodic with ``count``; then ``body``.
-TIMER = """
-    mov al, 0x11
-    out 0x20, al
-    mov al, 0x20
-    out 0x21, al
-    mov al, 4
-    out 0x21, al
-    mov al, 1
-    out 0x21, al
-    mov al, 0xfe
-    out 0x21, al
-    mov al, 0x34
-    out 0x43, al
-    mov al, {count} & 0xff
-    out 0x40, al
-    mov al, {count} / 256
-    out 0x40, al
-    xor r15d, r15d
-    sti
-    {body}
-    EXIT 1
-tick:
-    inc r15d
-    push rax
-    mov al, 0x20
-    out 0x20, al
-    pop rax
-    iretq
-"""
-
-
-def prepare_timer(micro: Micro) -> None:
-    if "tick" in micro.program.symbols:
-        micro.set_gate(0x20, target=micro.symbol("tick"))
-
-
-def timer(body: str, count: int = 1193, **kwargs) -> Micro:
-    micro = Micro(TIMER.format(body=body, count=count), **kwargs)
-    prepare_timer(micro)
-    return micro
-
-
 MODES = pytest.mark.parametrize("deterministic", [True, False])
 
 
@@ -571,8 +529,6 @@ def test_hlt_wakes_once_for_each_interrupt(deterministic: bool, engine: str) -> 
                                   "@l: inc rbx\n jmp @l", "@l: hlt\n jmp @l", "@l: sti\n jmp @l",
                                   "@l: cli\n nop\n sti\n nop\n jmp @l"])
 def test_interrupts_reach_every_kind_of_loop(body: str, deterministic: bool, engine: str) -> None:
-    micro = timer(body, deterministic=deterministic, engine=engine)
-    micro.ram.write(micro.symbol("tick"), b"")
     source = TIMER.format(body=body, count=1193).replace(
         "inc r15d", "inc r15d\n cmp r15d, 5\n je finish").replace("tick:", "finish: EXIT 1\ntick:")
     micro = Micro(source, deterministic=deterministic, engine=engine)
