@@ -161,11 +161,11 @@ class Boot:
 
 def linux_boot(argv: Sequence[str]) -> Boot:
     """The kernel, initramfs and command line that bt uses for ``argv``. May fetch packages."""
-    cli = importlib.import_module("bt.cli.run")
+    plan = importlib.import_module("bt.cli.plan")
     fetch = importlib.import_module("guests.linux.fetch")
     initramfs = importlib.import_module("guests.linux.initramfs")
     initrd = initramfs.initramfs(fetch.busybox(), [initramfs.command_cpio(list(argv))])
-    return Boot(fetch.kernel(), initrd, f"{cli.LINUX_CMDLINE} quiet")
+    return Boot(fetch.kernel(), initrd, f"{plan.LINUX_CMDLINE} quiet")
 
 
 @contextmanager

@@ -72,7 +72,8 @@ def until_prompt(argv: Sequence[str]) -> Boot:
 @contextlib.contextmanager
 def boots(root: Path, engine: str, mem: int) -> Iterator[dict[str, list[str]]]:
     """The command lines of both for the same kernel, initramfs, disk, memory and command line."""
-    from bt.cli import disks, run
+    from bt.cli import disks
+    from bt.cli.plan import LINUX_CMDLINE
     from guests.linux import fetch, initramfs
     from guests.linux.modules import Modules
 
@@ -81,7 +82,7 @@ def boots(root: Path, engine: str, mem: int) -> Iterator[dict[str, list[str]]]:
     initrd = initramfs.initramfs(fetch.busybox(), [
         initramfs.root_cpio(disks.root_device([disk], engine)),
         Modules(*fetch.modules(kernel)).archive(disks.modules([disk], engine))])
-    cmdline = f"{run.LINUX_CMDLINE} {disks.BOOT_CMDLINE}"
+    cmdline = f"{LINUX_CMDLINE} {disks.BOOT_CMDLINE}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "initrd")
         path.write_bytes(initrd)

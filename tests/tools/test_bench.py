@@ -85,24 +85,24 @@ def test_turns_alternate_and_the_first_does_not_count():
 
 def test_qemu_boots_what_bt_boots(tmp_path, monkeypatch):
     """Kernel, initramfs and command line are those that bt's own command line leads to."""
-    from bt.cli import main, run
+    from bt.cli import devices, main, plan
     from guests.linux import fetch
 
     for name in ("kernel", "busybox"):
         (tmp_path / name).write_bytes(b"\x7fELF\0[\0[[\0ash\0\0")
         monkeypatch.setattr(fetch, name, lambda *_, name=name: tmp_path / name)
-    monkeypatch.setattr(run, "has_input", lambda: False)  # the child gets /dev/null
+    monkeypatch.setattr(plan, "has_input", lambda: False)  # the child gets /dev/null
     arguments = _bench.bt_linux(["sh", "-c", "exit 7"], mem=96 * MB)
     ours, command = main.split_command(arguments[arguments.index("run"):])
     options = main.build_parser("run").parse_args(ours)
     options.command = command
-    plan = run.make_plan(options, run.devices.Devices(options))
+    planned = plan.make_plan(options, devices.Devices(options))
 
     with _bench.qemu_linux(["sh", "-c", "exit 7"], mem=96 * MB) as qemu:
         value = {key: qemu[qemu.index(key) + 1] for key in ("-kernel", "-append", "-m")}
         with open(qemu[qemu.index("-initrd") + 1], "rb") as initrd:
-            assert initrd.read() == plan.initrd
-    assert value == {"-kernel": str(plan.path), "-append": plan.cmdline, "-m": "96M"}
+            assert initrd.read() == planned.initrd
+    assert value == {"-kernel": str(planned.path), "-append": planned.cmdline, "-m": "96M"}
     assert options.mem == 96 * MB
     assert "-accel" in qemu and "tcg" in qemu
 
