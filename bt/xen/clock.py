@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The paravirtual clock: how the guest makes system time and wall-clock time out of its TSC.
 
-The guest's TSC counts virtual nanoseconds, so the scale is exactly 1 and one record stays right for
-ever: mul / 2^32 << shift = 2^31 / 2^32 * 2 = 1.
+The guest's TSC counts virtual nanoseconds from power-on, so system time is the TSC and one record,
+TSC 0 at time 0, stays right for ever: mul / 2^32 << shift = 2^31 / 2^32 * 2 = 1. It must be that
+one: a guest that finds its TSC before the record's takes the difference for some 2^63 ns, and what
+the clock said while the machine was made is later than what it says when the guest starts.
 """
 
 from __future__ import annotations
 
 from bt.machine.ram import Ram
 from bt.xen import abi
-from bt.xen.guest import Core, GuestMemory
+from bt.xen.guest import GuestMemory
 
 TSC_TO_SYSTEM_MUL = 1 << 31
 TSC_SHIFT = 1
+#: The one struct vcpu_time_info. The version is even (not being written) and not 0 (never written).
+_RECORD = abi.VCPU_TIME_INFO.pack(2, 0, 0, TSC_TO_SYSTEM_MUL, TSC_SHIFT,
+                                  abi.XEN_PVCLOCK_TSC_STABLE_BIT)
 
 
 class Clock:
@@ -21,29 +26,19 @@ class Clock:
     ``wallclock_s``: seconds since 1970 at power-on.
     """
 
-    def __init__(self, core: Core, ram: Ram, shared_info: int, wallclock_s: int) -> None:
-        self._core = core
+    def __init__(self, ram: Ram, shared_info: int, wallclock_s: int) -> None:
         self._view = ram.view
-        self._version = 0
         self._write_wallclock(shared_info + abi.SHARED_WC_VERSION, wallclock_s)
-        self.update(shared_info)
+        self.write(shared_info)
 
-    def update(self, vcpu_info: int) -> None:
+    def write(self, vcpu_info: int) -> None:
         """Write the time into the struct vcpu_info at the guest-physical address ``vcpu_info``."""
         at = vcpu_info + abi.VCPU_INFO_TIME
-        data = self._record()
-        # Readers of the same vCPU cannot run meanwhile, so the odd version is never seen.
-        self._view[at:at + len(data)] = data
+        self._view[at:at + len(_RECORD)] = _RECORD
 
     def register_area(self, guest: GuestMemory, gva: int) -> None:
         """Keep a copy at ``gva`` for the guest's programs (vDSO). Raises Fault."""
-        guest.write(gva, self._record())
-
-    def _record(self) -> bytes:
-        now = self._core.now_ns()
-        self._version = self._version + 2 & 0xFFFF_FFFF
-        return abi.VCPU_TIME_INFO.pack(self._version, now, now, TSC_TO_SYSTEM_MUL, TSC_SHIFT,
-                                       abi.XEN_PVCLOCK_TSC_STABLE_BIT)
+        guest.write(gva, _RECORD)
 
     def _write_wallclock(self, at: int, wallclock_s: int) -> None:
         """The wall clock at system time 0, which is power-on."""

@@ -63,7 +63,7 @@ class XenDomainState:
         self._core = core
         self._shared = (domain.console_gpa, domain.xenstore_gpa)
         guest = GuestMemory(core)
-        self.clock = Clock(core, ram, domain.shared_info_gpa, wallclock_s)
+        self.clock = Clock(ram, domain.shared_info_gpa, wallclock_s)
         self.events = Events(core, guest, ram, domain.shared_info_gpa)
         self.timers = Timers(core, timers, self.events)
         self.sched = Sched(core, guest, timers, self.events, on_shutdown)

@@ -114,7 +114,7 @@ class VcpuOps:
         self._moved = True
         gpa = (frame << abi.PAGE_SHIFT) + offset
         self._events.move_vcpu_info(gpa)
-        self._clock.update(gpa)
+        self._clock.write(gpa)
         return 0
 
     def _register_time(self, pointer: int) -> int:
