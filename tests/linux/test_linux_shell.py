@@ -88,6 +88,19 @@ def test_a_session(terminal, engine):
     assert person.ended() == 0
 
 
+@pytest.mark.parametrize(("engine", "command"), [
+    ("bt", "poweroff"), ("bt", "reboot"), ("bt", "halt"), ("bt", "exit"), ("bt", "sh -c reboot"),
+    ("pv", "poweroff"), ("pv", "reboot"),
+])
+def test_the_plain_commands_end_the_machine(terminal, engine, command):
+    """Without -f: they ask PID 1 to do it. The report of a death would be status 3."""
+    person = terminal("--engine", engine, "--append", "quiet")
+    person.expect_exact(PROMPT)
+    person.shell("sleep 1000 &")        # does not keep it
+    person.sendline(command)
+    assert person.ended() == 0
+
+
 def test_editing_a_file_with_vi(terminal):
     person = terminal()
     person.expect_exact(PROMPT)
