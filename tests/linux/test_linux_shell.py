@@ -6,41 +6,8 @@ from __future__ import annotations
 import re
 import termios
 
-import pexpect
 import pytest
-from linuxrig import PC_ENGINES, ROOT, bt_command
-
-PROMPT = "/root # "
-
-
-class Terminal(pexpect.spawn):
-    """A person at ``bt run linux``."""
-
-    def __init__(self, *arguments: str) -> None:
-        argv = bt_command("run", "linux", *arguments)
-        # A size that no default would have.
-        super().__init__(argv[0], argv[1:], timeout=60, cwd=str(ROOT), encoding="utf-8",
-                         codec_errors="replace", dimensions=(31, 97))
-        self.delaybeforesend = None
-
-    def shell(self, line: str) -> str:
-        """What the shell prints for ``line``, up to the next prompt."""
-        self.sendline(line)
-        self.expect_exact(line)  # its echo
-        self.expect(r"\r+\n")
-        self.expect_exact(PROMPT)
-        return re.sub(r"\r+\n", "\n", self.before)
-
-    def start(self, command: str) -> None:
-        """Run ``command`` and wait until it runs: before that a Ctrl-C would be the shell's."""
-        self.sendline(f"sh -c 'echo run\"\"ning; exec {command}'")
-        self.expect_exact("running")
-
-    def ended(self) -> int:
-        """The exit status, when it has ended."""
-        self.expect(pexpect.EOF)
-        self.wait()
-        return self.exitstatus
+from linuxrig import PC_ENGINES, PROMPT, Terminal
 
 
 @pytest.fixture
