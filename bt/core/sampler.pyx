@@ -8,11 +8,12 @@ the thread has used since the sample before. Booking time, and not counting samp
 thread that slept or was not scheduled: it used nothing meanwhile. Nothing that is measured knows of
 it, so it costs the same everywhere: a few microseconds a sample.
 
-Code that anybody may call (the C library's memset, say) counts as whoever called it. The handler
-looks for the nearest word on the stack that is an address in a part. In the frame of a leaf that is
-its return address; a deeper frame may hold an older one, which is the error of this method.
+Code that anybody may call (the C library's memset, say) counts as whoever called it: the handler
+goes up the stack, by the compilers' own tables, to the first caller that is in a part. To look for
+an address on the stack would be simpler and wrong: what was called before leaves its own there.
 
-The handler calls clock_gettime and nothing else (signal-safety(7)). There is one sampler a process.
+The handler calls clock_gettime and, for such code only, the compiler's unwinder, which allocates
+nothing (signal-safety(7), backtrace(3)). There is one sampler a process.
 """
 
 from libc.stdint cimport uint64_t, uintptr_t
@@ -26,15 +27,14 @@ cdef extern from *:
     #include <time.h>
     #include <ucontext.h>
     #include <unistd.h>
+    #include <unwind.h>
     #ifndef sigev_notify_thread_id      /* timer_create(2) names it, older C libraries do not */
     #define sigev_notify_thread_id _sigev_un._tid
     #endif
     #if defined(__x86_64__)
     #define sampled_pc(context) ((context)->uc_mcontext.gregs[REG_RIP])
-    #define sampled_sp(context) ((context)->uc_mcontext.gregs[REG_RSP])
     #elif defined(__aarch64__)
     #define sampled_pc(context) ((context)->uc_mcontext.pc)
-    #define sampled_sp(context) ((context)->uc_mcontext.sp)
     #endif
     """
     ctypedef struct sigset_t:
@@ -64,7 +64,14 @@ cdef extern from *:
     int SIGPROF, SA_SIGINFO, SA_RESTART, SIGEV_THREAD_ID
     int CLOCK_MONOTONIC, CLOCK_THREAD_CPUTIME_ID, SYS_gettid
     uint64_t sampled_pc(ucontext_t *context) nogil
-    uint64_t sampled_sp(ucontext_t *context) nogil
+    ctypedef struct unwind_context "struct _Unwind_Context":
+        pass
+    ctypedef enum unwind_code "_Unwind_Reason_Code":
+        _URC_NO_REASON
+        _URC_END_OF_STACK
+    ctypedef unwind_code (*Visitor)(unwind_context *, void *) noexcept nogil
+    unwind_code _Unwind_Backtrace(Visitor visit, void *data) nogil
+    uintptr_t _Unwind_GetIP(unwind_context *context) nogil
     int sigemptyset(sigset_t *set)
     int sigaction(int number, const sigaction_t *new, sigaction_t *old)
     int timer_create(int clock, sigevent_t *event, timer_t *timer)
@@ -76,7 +83,7 @@ cdef extern from *:
 cdef enum:
     MAX_RANGES = 512
     MAX_PARTS = 16              # the last one is for what is found in no range
-    STACK_WORDS = 128           # looked through for a caller: far less than what lies above main()
+    MAX_FRAMES = 32             # gone up to a caller, the handler's own two among them
 
 cdef struct Range:              # sorted by address, none overlaps another
     uint64_t start
@@ -115,26 +122,33 @@ cdef int part_of(uint64_t address) noexcept nogil:
             return state.ranges[middle].part
     return -1
 
+cdef struct Search:
+    int part
+    int frames
+
+cdef unwind_code on_frame(unwind_context *frame, void *data) noexcept nogil:
+    cdef Search *search = <Search *>data
+    search.part = part_of(_Unwind_GetIP(frame))
+    search.frames += 1
+    return _URC_NO_REASON if search.part < 0 and search.frames < MAX_FRAMES else _URC_END_OF_STACK
+
 cdef void on_sample(int number, siginfo_t *info, void *data) noexcept nogil:
-    cdef ucontext_t *context = <ucontext_t *>data
     cdef uint64_t now = thread_ns()
-    cdef const uint64_t *stack = <const uint64_t *><uintptr_t>sampled_sp(context)
-    cdef int part = part_of(sampled_pc(context))
-    cdef int i
-    for i in range(STACK_WORDS):
-        if part >= 0:
-            break
-        part = part_of(stack[i])
-    state.used_ns[part if part >= 0 else MAX_PARTS - 1] += now - state.seen_ns
+    cdef Search search
+    search.part = part_of(sampled_pc(<ucontext_t *>data))
+    search.frames = 0
+    if search.part < 0:
+        _Unwind_Backtrace(on_frame, &search)
+    state.used_ns[search.part if search.part >= 0 else MAX_PARTS - 1] += now - state.seen_ns
     state.seen_ns = now
     state.samples += 1
 
 def start(parts, long interval_ns):
     """Sample the calling thread every ``interval_ns`` (1 to 999,999,999) of host time.
 
-    ``parts``: [(address, address behind it, part)], with parts from 0 to 14; code in none of them
-    counts as its caller. Raises RuntimeError if samples are being taken already, ValueError for too
-    many ranges, OSError if the host has no timer for us.
+    ``parts``: [(address, address behind it, part)], with parts from 0 to 14; code in none of them,
+    which this module must be, counts as its caller. Raises RuntimeError if samples are being taken
+    already, ValueError for too many ranges, OSError if the host has no timer for us.
     """
     cdef sigaction_t action
     cdef sigevent_t event

@@ -31,8 +31,9 @@ VMM = ("core", "python")
 INTERVAL_NS = 500_000
 
 _GUEST, _UNICORN, _CORE, _PYTHON = range(len(PARTS))
-#: Libraries whose code is the caller's: what any of the parts may call.
-_ANYBODYS = ("libc.", "libc-", "libm.", "libm-", "libpthread", "librt", "libgcc_s", "ld-", "[")
+#: Files whose code is the caller's: libraries that any of the parts may call, and the sampler.
+_ANYBODYS = ("libc.", "libc-", "libm.", "libm-", "libpthread", "librt", "libgcc_s", "ld-", "[",
+             "sampler.")
 #: Unicorn's buffer for translated code has 1 GB; other anonymous memory with code is small
 #: (closures of libffi).
 _BUFFER_MIN = 32 << 20
@@ -60,9 +61,11 @@ def classify(maps: Iterable[str], ours: Iterable[Path]) -> list[Range]:
                 found.append((start, end, _GUEST))
         elif name.startswith("libunicorn"):
             found.append((start, end, _UNICORN))
+        elif name.startswith(_ANYBODYS):
+            continue
         elif name.startswith("libcapstone") or any(path.startswith(one) for one in folders):
             found.append((start, end, _CORE))
-        elif not name.startswith(_ANYBODYS):
+        else:
             found.append((start, end, _PYTHON))
     return found
 
