@@ -70,6 +70,26 @@ cdef uint64_t get_flags(Vm *vm) noexcept nogil:
         flags |= (vm.page[PG_VIF] & FL_IF) | (vm.page[PG_VIOPL] & FL_IOPL)
     return flags
 
+cdef inline void set_arithmetic(Env *env, uint64_t flags) noexcept nogil:
+    env.cc_src = flags & FL_ARITH
+    env.cc_dst = 0
+    env.cc_op = CC_OP_EFLAGS
+
+# While emu_start runs, env.eflags has no arithmetic flags and no DF; it takes them from there when
+# it begins and leaves them there when it ends (QEMU's x86_cpu_exec_enter and _exit). Everything
+# here is for the state in between, and what is done outside of emu_start has the same.
+
+cdef inline void flags_in(Vm *vm) noexcept nogil:
+    """Before emu_start."""
+    vm.env.eflags |= real_flags(vm) & (FL_ARITH | FL_DF)
+
+cdef inline void flags_out(Vm *vm) noexcept nogil:
+    """After emu_start."""
+    cdef Env *env = vm.env
+    set_arithmetic(env, env.eflags)
+    env.df = -1 if env.eflags & FL_DF else 1
+    env.eflags &= ~<uint64_t>(FL_ARITH | FL_DF)
+
 cdef void set_flags(Vm *vm, uint64_t flags) noexcept nogil:
     """Give the guest ``flags`` (all bits taken as they are) at the current virtual CPL."""
     cdef Env *env = vm.env
@@ -83,9 +103,7 @@ cdef void set_flags(Vm *vm, uint64_t flags) noexcept nogil:
     elif vm.cpl != 3:
         # Engine trap: IOPL 0 keeps CLI and STI trapping; IF is what PUSHF will show.
         flags &= ~<uint64_t>FL_IOPL
-    env.cc_src = flags & FL_ARITH
-    env.cc_dst = 0
-    env.cc_op = CC_OP_EFLAGS
+    set_arithmetic(env, flags)
     env.df = -1 if flags & FL_DF else 1
     env.eflags = (flags & ~lost) | 2
 

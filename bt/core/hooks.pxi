@@ -414,15 +414,34 @@ cdef void watched_syscall(Vm *vm, int length) noexcept nogil:
         record_exit(vm, 256 + EXIT_SYSCALL, at, began)
 
 cdef void on_sysenter(uc_engine *uc, void *data) noexcept nogil:
+    """SYSENTER of code that is not 64-bit; under hvm of all.
+
+    Unlike before SYSCALL, Unicorn has not stored where the arithmetic flags are to come from
+    (cc_op), and stores it behind the hook: the same that it has found out for us here. So what it
+    belongs to must be there again. Flags that are others then (a user's hook may have changed them)
+    are set when the vCPU has come out, which it does before the next instruction.
+    """
     cdef Vm *vm = <Vm *>data
+    cdef Env *env = vm.env
     cdef int length = entry_length(vm, 0x34)
+    cdef uint64_t dst = env.cc_dst, src = env.cc_src, src2 = env.cc_src2
+    cdef uint32_t op = env.cc_op
+    cdef uint64_t flags = real_flags(vm) & FL_ARITH
     vm.late_step = vm.stepping
     if vm.hvm != NULL:
         hvm_sync(vm)
         vm.hardware_code = -1
     end_step(vm)
     sysenter(vm, length)
-    vm.env.eip -= length
+    env.eip -= length
+    vm.late_flags = real_flags(vm) & FL_ARITH
+    if vm.late_flags != flags:
+        vm.flags_late = 1
+        leave(vm)
+    env.cc_dst = dst
+    env.cc_src = src
+    env.cc_src2 = src2
+    env.cc_op = op
 
 cdef void sysenter(Vm *vm, int length) noexcept nogil:
     cdef uint64_t start = vm.env.eip

@@ -84,12 +84,17 @@ cdef void run_guest(Vm *vm) noexcept nogil:
         if vm.flush_wanted:
             vm.flush_wanted = 0
             uc_ctl_flush_tb(vm.uc)
+        flags_in(vm)
         if vm.hvm != NULL:
             hvm_request_window(vm)
             err = uc_emu_start(vm.uc, hvm_start(vm), 0, 0, 0)
             hvm_sync(vm)
         else:
             err = uc_emu_start(vm.uc, vm.env.eip, 0, 0, 0)
+        flags_out(vm)
+        if vm.flags_late:
+            vm.flags_late = 0
+            set_arithmetic(vm.env, vm.late_flags)
         clear_step(vm)
         vm.late_step = 0
         if vm.step_open:

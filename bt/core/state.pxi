@@ -414,6 +414,8 @@ cdef struct Vm:
     int step_pushf
     int step_popf
     int late_step               # a #DB of our step may still come
+    int flags_late              # the arithmetic flags are yet to be set, to late_flags
+    uint64_t late_flags
     int step_irqs               # a step may be the taking of an interrupt
     int step_taking
     int step_open

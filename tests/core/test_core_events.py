@@ -502,6 +502,35 @@ entry:
     assert result.exit("stale_trap") == 0
 
 
+@ENGINES
+@pytest.mark.parametrize("fault", ["mov al, [0x40000000]", "ud2", "int 0x30", "div bl"])
+def test_a_handler_finds_the_flags_as_they_were(fault: str, engine: str) -> None:
+    """Delivery clears TF, NT, RF and by an interrupt gate IF (SDM vol. 3, 6.12.1). DF and the
+    arithmetic flags are those of the frame."""
+    micro = Micro(f"""
+    xor ebx, ebx
+    mov eax, 3
+    std
+    sub eax, 5
+    pushfq
+    pop r14
+    mov eax, 3
+    sub eax, 5
+    {fault}
+    EXIT 1
+handler:
+    pushfq
+    pop r15
+    EXIT 2
+""", engine=engine)
+    for vector in (0, 6, 14, 0x30):
+        micro.set_gate(vector, target=micro.symbol("handler"))
+    result = micro.run()
+    assert result.outcome.status == 2
+    assert result.regs["r14"] & 0xCD5 == 0x491      # DF, SF, AF, CF
+    assert result.regs["r15"] == result.regs["r14"]
+
+
 # Interrupts -----------------------------------------------------------------------------------
 
 MODES = pytest.mark.parametrize("deterministic", [True, False])
