@@ -41,9 +41,11 @@ $(VENV)/ring1: $(SOURCES) $(BIN)/python
 	touch $@
 
 # In place, so that the tests find the package from wherever they start a process.
-# tests/test_package.py is about the installed one.
+# tests/test_package.py is about the installed one. Bytecode is made as pip makes it for that one:
+# where PYTHONDONTWRITEBYTECODE is set, each start would compile all of it again.
 $(VENV)/ring1-test: $(SOURCES) $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m compileall -q bt guests translator
 	touch $(VENV)/ring1 $@
 
 # Three things to ask of the machine: a compiler, Python's headers and Python's venv with its pip.

@@ -20,6 +20,7 @@ import struct
 from array import array
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,7 @@ from bt.boot.lowmem import megabytes
 from bt.errors import InputError
 from bt.machine.ram import Ram
 from bt.xen import abi
-from bt.xen.frames import XenFrames, m2p_pages, table_pages
+from bt.xen.frames import XenFrames, m2p_pages, m2p_window, table_pages
 
 #: Event channels that exist at boot.
 STORE_PORT = 1
@@ -358,7 +359,11 @@ class _Builder:
 
 
 def _write_m2p(frames: XenFrames, identity: array[int]) -> tuple[int, int]:
-    """The machine-to-physical table and its page tables; its first frame, and the L4 entry."""
+    """The machine-to-physical table and its page tables; its first frame, and the L4 entry.
+
+    It is mapped twice: from the start of its slot, which is where the ABI has it, and from
+    `m2p_window` on, which is where XENMEM_machphys_mapping says it is.
+    """
     ram = frames.ram
     pages = m2p_pages(frames.nr_pages)
     m2p = frames.allocate(pages)
@@ -366,13 +371,17 @@ def _write_m2p(frames: XenFrames, identity: array[int]) -> tuple[int, int]:
     # INVALID_M2P_ENTRY for what no page has.
     ram.write(m2p << 12, b"\xff" * (pages << 12))
     ram.write(m2p << 12, memoryview(identity).cast("B"))
-    first, count, flags = m2p, pages, _M2P
-    for tables in table_pages(pages):
+    window = m2p_window(frames.nr_pages)
+    counts = table_pages(window + pages)
+    first = frames.allocate(counts[0])
+    entries = array("Q", range(m2p << 12 | _M2P, m2p + pages << 12 | _M2P, abi.PAGE_SIZE))
+    for page in (0, window):
+        ram.write((first << 12) + 8 * page, memoryview(entries).cast("B"))
+    for below, tables in pairwise(counts):
         table = frames.allocate(tables)
-        start = first << 12 | flags
-        entries = array("Q", range(start, start + (count << 12), abi.PAGE_SIZE))
+        entries = array("Q", range(first << 12 | _M2P, first + below << 12 | _M2P, abi.PAGE_SIZE))
         ram.write(table << 12, memoryview(entries).cast("B"))
-        first, count = table, tables
+        first = table
     return m2p, first << 12 | _M2P
 
 

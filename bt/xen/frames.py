@@ -15,11 +15,23 @@ from bt.xen import abi
 #: Frames of the grant table, 512 grants each. Given out one by one, as the guest asks.
 GRANT_FRAMES = 32
 _ENTRIES = 512
+_SMALLEST_TLB = 64      # entries: CPU_TLB_DYN_MIN_BITS of QEMU is 6
 
 
 def m2p_pages(nr_pages: int) -> int:
     """Pages of the machine-to-physical table: 8 bytes a guest page."""
     return -(-nr_pages // _ENTRIES)
+
+
+def m2p_window(nr_pages: int) -> int:
+    """Where in its mapping the machine-to-physical table is mapped once more, in pages.
+
+    A kernel reads ``p2m[pfn]`` and ``m2p[mfn]`` by turns. Both tables begin at a multiple of 512
+    pages, and here mfn is pfn, so entries that are read together would be in pages of one slot of
+    the CPU's TLB (direct mapped, a power of two in size), which throw each other out at every turn:
+    2 % of a boot of Linux. 21 pages more, modulo the smallest TLB, and they never meet.
+    """
+    return -(-m2p_pages(nr_pages) // _SMALLEST_TLB) * _SMALLEST_TLB + 21
 
 
 def table_pages(pages: int) -> list[int]:
@@ -34,7 +46,7 @@ def table_pages(pages: int) -> list[int]:
 def vmm_frames(nr_pages: int) -> int:
     """How many frames RAM must have behind the guest's ``nr_pages``."""
     pages = m2p_pages(nr_pages)
-    return 1 + pages + sum(table_pages(pages)) + GRANT_FRAMES
+    return 1 + pages + sum(table_pages(m2p_window(nr_pages) + pages)) + GRANT_FRAMES
 
 
 class XenFrames:

@@ -13,6 +13,7 @@ import struct
 from bt.boot.xen import XenDomain
 from bt.machine.ram import Ram
 from bt.xen import abi
+from bt.xen.frames import m2p_window
 from bt.xen.guest import GuestMemory, XenError
 from bt.xen.store import DOMAIN_ID
 
@@ -79,8 +80,9 @@ class Memory:
         return 0
 
     def _machphys_mapping(self, pointer: int) -> int:
-        self._guest.pack(pointer, abi.MACHPHYS_MAPPING, abi.MACH2PHYS_VIRT_START,
-                         abi.MACH2PHYS_VIRT_END, self._nr_pages - 1)
+        start = abi.MACH2PHYS_VIRT_START + (m2p_window(self._nr_pages) << abi.PAGE_SHIFT)
+        self._guest.pack(pointer, abi.MACHPHYS_MAPPING, start, abi.MACH2PHYS_VIRT_END,
+                         self._nr_pages - 1)
         return 0
 
     # The balloon: each returns how many extents it did ----------------------------------------

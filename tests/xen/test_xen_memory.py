@@ -6,6 +6,8 @@ import struct
 import pytest
 from xenrig import BASE, MEMORY_OP, NOWHERE, NR_PAGES, SCRATCH
 
+from bt.xen.frames import m2p_window
+
 INCREASE, DECREASE, MAX_RAM, CURRENT, MAXIMUM, POPULATE, MAP, EXCHANGE, M2P_MAP, MAX_GPFN = (
     0, 1, 2, 3, 4, 6, 9, 11, 12, 14)
 EINVAL, EPERM, ESRCH, EFAULT, ENOMEM, ENOSYS = -22, -1, -3, -14, -12, -38
@@ -57,7 +59,7 @@ def test_memory_map_without_room(rig):
 def test_where_the_m2p_is(rig):
     assert rig.op(MEMORY_OP, M2P_MAP, bytes(24)) == 0
     assert struct.unpack("<QQQ", rig.get(24)) == (
-        0xFFFF_8000_0000_0000, 0xFFFF_8040_0000_0000, NR_PAGES - 1)
+        0xFFFF_8000_0000_0000 + (m2p_window(NR_PAGES) << 12), 0xFFFF_8040_0000_0000, NR_PAGES - 1)
 
 
 def test_balloon_down_and_up(rig):
