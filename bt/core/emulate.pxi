@@ -125,13 +125,13 @@ cdef void store_selector(Vm *vm, Insn *insn, uint64_t value) noexcept nogil:
     done(vm, operand_write(vm, insn, insn.opsize if insn.mod == 3 else 2, value))
 
 cdef void do_sldt(Vm *vm, Insn *insn) noexcept nogil:
-    if not vm.cr0 & CR0_PE:
+    if not protected(vm):
         raise_ud(vm)
     else:
         store_selector(vm, insn, vm.ldt.selector)
 
 cdef void do_str(Vm *vm, Insn *insn) noexcept nogil:
-    if not vm.cr0 & CR0_PE:
+    if not protected(vm):
         raise_ud(vm)
     else:
         store_selector(vm, insn, vm.tr.selector)
@@ -139,7 +139,7 @@ cdef void do_str(Vm *vm, Insn *insn) noexcept nogil:
 cdef void load_system(Vm *vm, Insn *insn, Descriptor *into, bint is_tss) noexcept nogil:
     """LLDT and LTR (SDM vol. 2)."""
     cdef uint64_t selector
-    if not vm.cr0 & CR0_PE:
+    if not protected(vm):
         raise_ud(vm)
         return
     if not kernel_only(vm):
@@ -193,7 +193,7 @@ cdef int probe_selector(Vm *vm, Insn *insn, uint32_t *e, uint64_t *selector) noe
     """Common part of LAR, LSL, VERR, VERW: 1 descriptor in e, 0 not accessible, -1 fault raised."""
     cdef uint64_t address
     cdef int dpl
-    if not vm.cr0 & CR0_PE:
+    if not protected(vm):
         raise_ud(vm)
         return -1
     if operand_read(vm, insn, 2, selector) != 0:

@@ -84,12 +84,14 @@ cdef int deliver(Vm *vm, int vector, bint soft, bint has_error, uint32_t error) 
         return deliver_xen(vm, vector, soft, has_error, error)
     if not vm.cr0 & CR0_PE:
         return deliver_real(vm, vector)
-    if vm.env.eflags & FL_VM:   # engine hvm: IRET enters it natively
-        vm.stop = STOP_UNSUPPORTED
-        vm.message = b"an interrupt in virtual-8086 mode"
-        leave(vm)
-        return -1
     if vm.efer & EFER_LMA:
+        if in_v86(vm):
+            # Unicorn's IRETD lets any code in here; on hardware long mode has no such mode. The
+            # frame would have a CS of the code's own choice, which a kernel believes.
+            vm.stop = STOP_UNSUPPORTED
+            vm.message = b"an interrupt in virtual-8086 mode, which long mode does not have"
+            leave(vm)
+            return -1
         return deliver64(vm, vector, soft, has_error, error)
     return deliver32(vm, vector, soft, has_error, error)
 
@@ -179,13 +181,16 @@ cdef int deliver64(Vm *vm, int vector, bint soft, bint has_error, uint32_t error
 cdef inline uint64_t stack_mask(uint32_t ss_flags) noexcept nogil:
     return <uint64_t>0xffffffff if ss_flags & D_B else 0xffff
 
+# What the frame of an event in virtual-8086 mode has beyond any other (SDM vol. 3, 21.3.1).
+cdef int[4] v86_pushed = [R_ES, R_DS, R_FS, R_GS]
+
 cdef int deliver32(Vm *vm, int vector, bint soft, bint has_error, uint32_t error) noexcept nogil:
     cdef Env *env = vm.env
     cdef uint32_t gate[2]
     cdef uint32_t e[2]
     cdef uint32_t ss[2]
-    cdef uint32_t frame[6]
-    cdef uint16_t small[6]
+    cdef uint32_t frame[10]
+    cdef uint16_t small[10]
     cdef uint32_t pair[2]
     cdef uint64_t esp, base, mask, flags
     cdef uint32_t selector, ss_selector = 0
@@ -208,6 +213,8 @@ cdef int deliver32(Vm *vm, int vector, bint soft, bint has_error, uint32_t error
     selector = gate[0] >> 16
     if gate_code(vm, selector, e, &new_cpl) != 0:
         return -1
+    if in_v86(vm) and new_cpl != 0:
+        return fault(vm, EX_GP, selector & 0xfffc)
     wide = kind & 8
     flags = get_flags(vm)
     if has_error:
@@ -238,6 +245,10 @@ cdef int deliver32(Vm *vm, int vector, bint soft, bint has_error, uint32_t error
         frame[words] = <uint32_t>env.regs[RSP]
         frame[words + 1] = virtual_ss(vm)
         words += 2
+        if in_v86(vm):
+            for i in range(4):
+                frame[words + i] = env.segs[v86_pushed[i]].selector & 0xffff
+            words += 4
         base = descriptor_base(ss[0], ss[1])
         mask = stack_mask(ss[1])
         esp = pair[0]
@@ -257,6 +268,9 @@ cdef int deliver32(Vm *vm, int vector, bint soft, bint has_error, uint32_t error
         if write_virt(vm, (base + (esp & mask)) & <uint64_t>0xffffffff, small, words * 2,
                       new_cpl == 3) != 0:
             return -1
+    if in_v86(vm):
+        for i in range(4):
+            segment_null(vm, v86_pushed[i], 0)
     descriptor_touch(vm, selector, e)
     segment_cache(vm, R_CS, selector, e)
     if new_cpl < vm.cpl:

@@ -98,6 +98,9 @@ cdef enum:
     VMEXIT_MISC = 0x60
     VMEXIT_VINTR = 0x64
     VMEXIT_RDTSC = 0x6e
+    VMEXIT_PUSHF = 0x70
+    VMEXIT_POPF = 0x71
+    VMEXIT_IRET = 0x74
     VMEXIT_SWINT = 0x75
     VMEXIT_INVD = 0x76
     VMEXIT_IOIO = 0x7b
@@ -376,6 +379,10 @@ cdef void hvm_instruction(Vm *vm, uint32_t code) noexcept nogil:
             vm.hardware_code = VMEXIT_EXCEPTION + (3 if insn.row == row_int3 else 4)
             vm.env.eip += insn.length
             soft_event(vm, 3 if insn.row == row_int3 else 4, insn.length)
+            return
+        elif in_v86(vm) and iopl(vm) != 3 and code in (VMEXIT_PUSHF, VMEXIT_POPF, VMEXIT_IRET):
+            vm.rip = vm.env.eip     # (SDM vol. 3, 21.2.7); Unicorn looks at the intercept first
+            raise_gp(vm, 0)
             return
         # SYSCALL and SYSENTER have rows, but do not come here.
         emulate(vm, insn.row, vm.env.eip, insn.code, insn.length, insn.bits)

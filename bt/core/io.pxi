@@ -8,7 +8,7 @@ cdef bint io_allowed(Vm *vm, uint32_t port, int size) noexcept nogil:
     cdef uint16_t bits
     if vm.xen != NULL:
         return vm.cpl == 0 or python_io_allowed(vm, port, size)
-    if vm.cpl <= iopl(vm) or not vm.cr0 & CR0_PE:
+    if (vm.cpl <= iopl(vm) and not in_v86(vm)) or not vm.cr0 & CR0_PE:
         return True
     if vm.tr.selector & 0xfffc == 0 or not (vm.tr.flags >> 8) & 8 or vm.tr.limit < 103:
         return False

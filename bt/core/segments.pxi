@@ -44,6 +44,14 @@ cdef inline uint32_t virtual_ss(Vm *vm) noexcept nogil:
         return vm.env.segs[R_SS].selector & 0xffff
     return (vm.env.segs[R_SS].selector & 0xfffc) | vm.cpl
 
+cdef inline bint in_v86(Vm *vm) noexcept nogil:
+    """Virtual-8086 mode, which only engine hvm has."""
+    return (vm.env.eflags & FL_VM) != 0
+
+cdef inline bint protected(Vm *vm) noexcept nogil:
+    """Whether selectors name descriptors. If not, they are paragraph numbers."""
+    return vm.cr0 & CR0_PE and not in_v86(vm)
+
 cdef inline uint32_t real_cpl(Vm *vm, int cpl) noexcept nogil:
     """The ring of the CPU that stands for a virtual one."""
     if vm.hvm != NULL:
@@ -164,13 +172,21 @@ cdef void segment_null(Vm *vm, int seg, uint32_t selector) noexcept nogil:
     s.limit = 0
     s.flags = 0
 
+cdef void segment_v86(Vm *vm, int seg, uint32_t selector) noexcept nogil:
+    """A segment of virtual-8086 mode (SDM vol. 3, 21.2.2)."""
+    cdef Seg *s = &vm.env.segs[seg]
+    s.selector = selector & 0xffff
+    s.base = s.selector << 4
+    s.limit = 0xffff
+    s.flags = D_P | D_S | D_RW | D_A | (3 << 13)
+
 cdef int load_data_segment(Vm *vm, int seg, uint32_t selector) noexcept nogil:
     """MOV/POP/LxS to ES, SS, DS, FS or GS (SDM vol. 2, MOV). 0, or -1 with the fault set."""
     cdef uint32_t e[2]
     cdef int rpl = selector & 3
     cdef int dpl
     selector &= 0xffff
-    if not vm.cr0 & CR0_PE:
+    if not protected(vm):
         vm.env.segs[seg].selector = selector
         vm.env.segs[seg].base = selector << 4
         update_hflags(vm)

@@ -61,7 +61,7 @@ cdef void do_iret(Vm *vm, Insn *insn) noexcept nogil:
     if vm.xen != NULL and vm.cpl == 0:
         xen_plain_iret(vm)
         return
-    if not vm.cr0 & CR0_PE:
+    if not protected(vm):
         iret_real(vm, size)
         return
     if vm.efer & EFER_LMA == 0 and get_flags(vm) & FL_NT:
@@ -89,9 +89,7 @@ cdef void do_iret(Vm *vm, Insn *insn) noexcept nogil:
     ss &= 0xffff
     new_cpl = cs & 3
     if size == 4 and flags & FL_VM and vm.cpl == 0 and not vm.efer & EFER_LMA:
-        vm.stop = STOP_UNSUPPORTED
-        vm.message = b"the guest entered virtual-8086 mode"
-        leave(vm)
+        iret_v86(vm, rip, cs, flags)
         return
     if new_cpl < vm.cpl or new_cpl == 1 or new_cpl == 2:
         raise_gp(vm, cs & 0xfffc)
@@ -150,7 +148,36 @@ cdef void iret_real(Vm *vm, int size) noexcept nogil:
     vm.env.eip = ip & 0xffff
     if size == 4:
         keep |= FL_AC | FL_ID | FL_RF
+    if in_v86(vm):
+        keep &= ~<uint64_t>FL_IOPL
     set_flags(vm, (get_flags(vm) & ~keep) | (flags & keep))
+    update_hflags(vm)
+    interrupts_opened(vm, False)
+
+cdef void iret_v86(Vm *vm, uint64_t ip, uint64_t cs, uint64_t flags) noexcept nogil:
+    """IRET of the kernel to virtual-8086 mode (SDM vol. 2, IRET: RETURN-TO-VIRTUAL-8086-MODE)."""
+    cdef uint64_t rest[6]       # ESP, SS, ES, DS, FS, GS
+    cdef int i
+    if vm.hvm == NULL:
+        vm.stop = STOP_UNSUPPORTED
+        vm.message = b"the guest entered virtual-8086 mode"
+        leave(vm)
+        return
+    for i in range(6):
+        if peek_stack(vm, 12 + 4 * i, &rest[i], 4) != 0:
+            raise_pending(vm)
+            return
+    segment_v86(vm, R_CS, <uint32_t>cs)
+    segment_v86(vm, R_SS, <uint32_t>rest[1])
+    segment_v86(vm, R_ES, <uint32_t>rest[2])
+    segment_v86(vm, R_DS, <uint32_t>rest[3])
+    segment_v86(vm, R_FS, <uint32_t>rest[4])
+    segment_v86(vm, R_GS, <uint32_t>rest[5])
+    vm.env.regs[RSP] = rest[0]
+    vm.env.eip = ip & 0xffff
+    vm.cpl = 3
+    set_flags(vm, flags & (FL_ARITH | FL_TF | FL_IF | FL_DF | FL_IOPL | FL_NT | FL_RF | FL_VM |
+                           FL_AC | FL_ID))
     update_hflags(vm)
     interrupts_opened(vm, False)
 
@@ -425,7 +452,7 @@ cdef void do_far_jmp(Vm *vm, Insn *insn) noexcept nogil:
     cdef Gate gate
     if far_target(vm, insn, &selector, &offset) != 0:
         raise_pending(vm)
-    elif not vm.cr0 & CR0_PE:
+    elif not protected(vm):
         far_real(vm, selector, offset)
     elif far_descriptor(vm, selector, e) != 0:
         raise_pending(vm)
@@ -445,11 +472,11 @@ cdef void do_far_call(Vm *vm, Insn *insn) noexcept nogil:
     cdef Gate gate
     cdef int size = insn.opsize
     cdef uint64_t saved = vm.env.regs[RSP]
-    cdef bint protected = (vm.cr0 & CR0_PE) != 0
+    cdef bint described = protected(vm)
     if far_target(vm, insn, &selector, &offset) != 0:
         raise_pending(vm)
         return
-    if protected:
+    if described:
         if far_descriptor(vm, selector, e) != 0:
             raise_pending(vm)
             return
@@ -467,7 +494,7 @@ cdef void do_far_call(Vm *vm, Insn *insn) noexcept nogil:
         vm.env.regs[RSP] = saved
         raise_pending(vm)
         return
-    if protected:
+    if described:
         far_go(vm, selector, e, offset)
     else:
         far_real(vm, selector, offset)
@@ -485,7 +512,7 @@ cdef void do_far_ret(Vm *vm, Insn *insn) noexcept nogil:
         raise_pending(vm)
         return
     cs &= 0xffff
-    if not vm.cr0 & CR0_PE:
+    if not protected(vm):
         move_stack(vm, 2 * size + release)
         far_real(vm, cs, rip)
         return
