@@ -19,14 +19,14 @@ The language
 
 System instructions have one spelling per operand size, whatever keystone would guess:
 ``pushfw/d/q popfw/d/q iretw/d/q retfw/d/q sysretl/q sysexitl/q``, ``jmpf/callf SEL, OFF`` (16- and
-32-bit code) and ``jmpfw/d/q callfw/d/q [mem]``; see :data:`FIXED` and :func:`_encode_quirk`.
+32-bit code) and ``jmpfw/d/q callfw/d/q [mem]``; see :data:`FIXED` and :meth:`Assembler._far`.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,8 @@ _REGISTERS = set(
     "rdi bp bpl ebp rbp sp spl esp rsp ip eip rip cs ds es fs gs ss".split()
 ) | {f"r{n}{s}" for n in range(8, 16) for s in ("", "d", "w", "b")} | {
     f"{kind}{n}" for kind in ("cr", "dr", "xmm", "st", "mm") for n in range(16)}
-_KEYWORDS = set("byte word dword qword fword tbyte xmmword ptr short far".split())
 _PREFIXES = {"rep": 0xF3, "repe": 0xF3, "repz": 0xF3, "repne": 0xF2, "repnz": 0xF2, "lock": 0xF0}
 _WORD = re.compile(r"[A-Za-z_@$][\w@$.]*")
-_NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|0[bB][01]+|\d+")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", "0": "\0", "\\": "\\", '"': '"'}
 _BRANCH = re.compile(r"j\w+|call|loop\w*")
@@ -329,11 +327,6 @@ def _evaluate(text: str, lookup: Callable[[str], int], where: str) -> int:
         return int(eval(source.replace("/", "//"), {"__builtins__": {}}))  # digits and operators
     except (SyntaxError, TypeError, ZeroDivisionError) as error:
         raise AsmError(f"{where}: bad expression {text!r}") from error
-
-
-def _symbols_in(text: str) -> Iterable[str]:
-    return (w for w in _WORD.findall(_NUMBER.sub(" ", text))
-            if w.lower() not in _REGISTERS and w.lower() not in _KEYWORDS)
 
 
 def _has_register(text: str) -> bool:

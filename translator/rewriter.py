@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Rewriting code: traps in place of sensitive instructions, and room for inline stubs.
+"""Room for inline stubs; what takes the place of a sensitive instruction.
 
 A trap is one byte, INT3 over the first byte of the instruction: it fits everywhere, and a jump to
 the instruction still lands on it. An inline stub is reached by a 5-byte ``jmp rel32``; where the
@@ -7,12 +7,13 @@ instruction is shorter, the instructions behind it move into the stub too (are *
 allowed for those that mean the same at another address: no RIP-relative operand, no sensitive
 instruction, and no branch but one that ends the region (RET, or JMP to a fixed place). Behind such
 a branch nothing falls through, so the region may run on over whatever is there.
+
+Here it is only found out. The bytes are written by bt/core (translate.pxi) and by the patcher.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from capstone import x86_const as x86
@@ -64,22 +65,6 @@ class StubPlan:
     def region(self) -> int:
         """Bytes replaced, at least `JUMP_LENGTH`."""
         return max(JUMP_LENGTH, len(self.code) + sum(map(len, self.absorbed)))
-
-
-def trap(code: bytes, findings: Iterable[Finding]) -> bytes:
-    """``code`` with INT3 as first byte of each finding; the rest is as it was."""
-    result = bytearray(code)
-    for finding in findings:
-        result[finding.offset] = TRAP
-    return bytes(result)
-
-
-def restore(code: bytes, original: bytes, findings: Iterable[Finding]) -> bytes:
-    """The opposite of `trap`: first bytes taken from ``original`` again."""
-    result = bytearray(code)
-    for finding in findings:
-        result[finding.offset] = original[finding.offset]
-    return bytes(result)
 
 
 def absorbable(code: bytes, bits: int = 64) -> bool:
@@ -155,16 +140,3 @@ def jump(source: int, target: int, bits: int = 64) -> bytes | None:
     if not -(1 << 31) <= distance < 1 << 31:
         return None
     return b"\xE9" + struct.pack("<i", distance)
-
-
-def detour(code: bytes, plan: StubPlan, stub_address: int) -> bytes | None:
-    """``code`` with the plan's region replaced by a jump to the stub, or None if out of reach.
-
-    The rest of the region becomes INT3: nothing may run there before the VMM has put the original
-    bytes back.
-    """
-    instruction = jump(plan.address, stub_address, plan.bits)
-    if instruction is None:
-        return None
-    region = instruction.ljust(plan.region, bytes([TRAP]))
-    return code[:plan.offset] + region + code[plan.offset + plan.region:]

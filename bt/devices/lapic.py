@@ -32,7 +32,6 @@ from bt.machine.timers import Clock, Timer, TimerQueue
 
 BASE = 0xFEE0_0000
 MSR_APIC_BASE = 0x1B
-MSR_TSC_DEADLINE = 0x6E0
 _BASE_BSP, _BASE_ENABLE = 1 << 8, 1 << 11
 _ADDRESS_MASK = ((1 << 40) - 1) & ~0xFFF
 

@@ -139,11 +139,6 @@ class Terminal:
         self._leaving = False
         self._output_gone = False
 
-    @property
-    def is_raw(self) -> bool:
-        """Whether this is a terminal in raw mode, with Ctrl-A commands."""
-        return self._raw
-
     def __enter__(self) -> Terminal:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)

@@ -37,11 +37,6 @@ class Header(NamedTuple):
     csum_offset: int
     num_buffers: int
 
-    @property
-    def is_plain(self) -> bool:
-        """Nothing is left to do."""
-        return not self.flags & NEEDS_CSUM and self.gso_type == GSO_NONE
-
     def is_sound(self, length: int) -> bool:
         """Whether this can be true of a frame of ``length`` bytes (header not counted)."""
         if self.flags & NEEDS_CSUM and self.csum_start + self.csum_offset + 2 > length:

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Traps and stub planning."""
+"""Stub planning."""
 
 import pytest
 from golden import GOLDEN
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from translator.rewriter import absorbable, detour, ends_region, jump, plan_stub, restore, trap
-from translator.scanner import scan, scan_block
+from translator.rewriter import absorbable, ends_region, jump, plan_stub
+from translator.scanner import scan_block
 
 YES = {
     64: """90 6690 0f1f00 0f1f8000000000 66662e0f1f840000000000 f30f1efa 4889c8 89c8 b801000000
@@ -90,19 +88,6 @@ def test_limit_and_page_end_are_kept():
     assert plan(text, address=0x1FFC) is None
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.binary(min_size=1, max_size=200), st.sampled_from([16, 32, 64]))
-def test_trapping_changes_first_bytes_only_and_can_be_undone(code, bits):
-    found = scan(code, 0, bits)
-    patched = trap(code, found)
-    sites = {f.offset for f in found}
-    assert len(patched) == len(code)
-    for at, (old, new) in enumerate(zip(code, patched, strict=True)):
-        assert new == (0xCC if at in sites else old)
-    assert restore(patched, code, found) == code
-    assert trap(patched, found) == patched
-
-
 @pytest.mark.parametrize("source,target,bits,expected", [
     (0x1000, 0x1005, 64, "e900000000"), (0x1000, 0x1000, 64, "e9fbffffff"),
     (0x1000, 0xFFFFFFFFFFFFF000, 64, "e9fbdfffff"), (0xFFFFFFFF81000000, 0x1000, 64, "e9fb0f007f"),
@@ -114,10 +99,3 @@ def test_trapping_changes_first_bytes_only_and_can_be_undone(code, bits):
 def test_jump(source, target, bits, expected):
     result = jump(source, target, bits)
     assert (result and result.hex()) == expected
-
-
-def test_detour_replaces_the_whole_region():
-    code = bytes.fromhex("90 fa 4889c8 4889c8 c3")
-    result = plan_stub(code, scan_block(code, 0x1000).findings[0])
-    assert detour(code, result, 0x2000).hex() == "90" + "e9fa0f0000" + "cccc" + "c3"
-    assert detour(code, result, 1 << 40) is None
