@@ -128,9 +128,10 @@ CASE POPF, pending-tick, K, A       ; POPF that sets IF lets a pending tick in
     jne @ticked
     dec ecx
     jnz @wait
-@ticked:
-    mov al, byte ptr [ticks - DBASE]
-    and eax, 1
+@ticked:                            ; once or, on a slow machine, more often
+    cmp dword ptr [ticks - DBASE], 0
+    setnz al
+    movzx eax, al
 END
 CASE POPF, trap-flag, KU            ; single step: after the instruction behind POPF
     mov eax, FL_TF + 2
