@@ -3,7 +3,7 @@
 #
 # Unicorn's own interface cannot change the privilege level of a running CPU, cannot read the
 # address of a refused access, and costs more per register than a whole exit may. So the core works
-# on the CPU's state directly. Six private places are used:
+# on the CPU's state directly. Seven private places are used:
 #
 #   1. `struct CPUX86State`: the general registers, flags, segments and the `hflags` that the
 #      translator keys its blocks on. This is the content of the documented context blob
@@ -17,6 +17,8 @@
 #   5. `CPUX86State.cpuid_vendor1`: whether 64-bit code has SYSENTER (`hide_sysenter`).
 #   6. `CPUState.exit_request`, its `icount_decr.u16.high` and `uc_struct.invalid_error`: a stop that
 #      does not set stop_request (hooks.pxi, `stop_cpu`).
+#   7. The tree of exits, and how many temporaries and operations a block under translation has: no
+#      guest may overflow the translator (temporaries.pxi).
 #
 # All are tied to one release, which is pinned. Nothing is assumed: `layout_find` locates the
 # state by values it planted, and `layout_check` proves each field by its effect before any guest

@@ -64,6 +64,8 @@ cdef extern from "unicorn/unicorn.h" nogil:
     size_t uc_context_size(uc_engine *uc)
     uc_err uc_ctl_tlb_mode(uc_engine *uc, int mode)
     uc_err uc_ctl_exits_enable(uc_engine *uc)
+    uc_err uc_ctl_set_exits(uc_engine *uc, uint64_t *exits, size_t count)
+    uc_err uc_ctl_request_cache(uc_engine *uc, uint64_t address, uc_tb *block)
     uc_err uc_ctl_set_cpu_model(uc_engine *uc, int model)
     uc_err uc_ctl_flush_tlb(uc_engine *uc)
     uc_err uc_ctl_remove_cache(uc_engine *uc, uint64_t start, uint64_t end)

@@ -33,6 +33,7 @@ include "hvm.pxi"
 include "kicker.pxi"
 include "run.pxi"
 include "selftest.pxi"
+include "temporaries.pxi"
 
 cdef extern from *:
     """
@@ -312,6 +313,7 @@ cdef class Vcpu:
         vm.folding = 1
         self.make_cpu()
         layout_check(vm)
+        guard_temporaries(vm)
         flags_check(vm)
         if asynchronous is None:
             asynchronous = not deterministic and stops_are_exact(vm)

@@ -27,26 +27,6 @@ def test_hostile_guests() -> None:
     run(0, 100, 120)
 
 
-LONG_BLOCK = """
-from micro import Micro
-micro = Micro("mov eax, 0x180000\\n call {acc}\\n EXIT 1", {bits})
-micro.ram.write(0x180000, bytes.fromhex("{code}") * 600 + b"\\xc3")
-assert micro.run().outcome.kind in ("powered-off", "died")
-"""
-
-
-@pytest.mark.xfail(strict=True, reason="Unicorn 2.1.4: blocks of ~460 such instructions overflow "
-                   "TCGContext.temps (a leaked temporary each): docs/quirks.md")
-@pytest.mark.parametrize(("bits", "code"), [(32, "ce"), (64, "d9c0"), (64, "f20f38f1c0")])
-def test_long_straight_line_blocks(bits: int, code: str) -> None:
-    """INTO, FLD ST0, CRC32: 600 in a row."""
-    environment = dict(os.environ, PYTHONPATH=f"{HERE.parents[1]}:{HERE}")
-    text = LONG_BLOCK.format(bits=bits, code=code, acc="rax" if bits == 64 else "eax")
-    done = subprocess.run([sys.executable, "-c", text], capture_output=True, timeout=60,
-                          env=environment)
-    assert done.returncode == 0, done.stderr[-500:]
-
-
 @pytest.mark.slow
 def test_more_hostile_guests() -> None:
     run(100_000, 300, 600)
