@@ -12,7 +12,8 @@
 # place: before it translates an instruction, Unicorn looks its address up in the tree of exits
 # (uc_addr_is_exit), and a GTree is looked up by a function of its own. The tree gets one exit that
 # is none, and the function is replaced by `on_translate`. It is called for every instruction that
-# is translated, and only then, whatever the engine; that costs some 2 ns of a microsecond.
+# is translated, and only then, whatever the engine. With the look-up that adds some 15 ns to the
+# microsecond that the translation of one takes.
 #
 # Nothing ends at the one exit, since the function says "not equal". It is 0, the one value for
 # which Unicorn invalidates nothing when a run ends (uc_exit_invalidate_iter).
