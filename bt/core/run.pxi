@@ -107,7 +107,19 @@ cdef void run_guest(Vm *vm) noexcept nogil:
                 close_window(vm)
             elif not vm.stop:
                 step_ends(vm)
-                guest_fault(vm)
+                # A block of nothing at the start of a page has Unicorn ask for the page before.
+                if vm.barred and at_barred(vm):
+                    barred_instruction(vm)
+                else:
+                    guest_fault(vm)
+        elif err == UC_ERR_OK and vm.barred and not vm.stop:
+            if at_barred(vm):
+                step_ends(vm)
+                barred_instruction(vm)
+            else:
+                # The guest has other code there by now, and has not said so.
+                flush_tlb(vm)
+                uc_ctl_flush_tb(vm.uc)
         elif err != UC_ERR_OK and err != ERR_STOPPED:
             vm.uc_error = err
             vm.stop = STOP_CPU

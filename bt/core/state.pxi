@@ -355,6 +355,8 @@ cdef struct Vm:
     int deterministic
     uint64_t blocks             # executed, deterministic clock only
     uint64_t block_deadline
+    void *tcg                   # TCGContext (temporaries.pxi)
+    int barred                  # an instruction that Unicorn cannot translate was met
     uint64_t clock_base         # ns, added to executed work or to the host clock
     uint64_t ns_per_block
     # pages

@@ -15,8 +15,9 @@
 # is translated, and only then, whatever the engine. With the look-up that adds some 15 ns to the
 # microsecond that the translation of one takes.
 #
-# Nothing ends at the one exit, since the function says "not equal". It is 0, the one value for
-# which Unicorn invalidates nothing when a run ends (uc_exit_invalidate_iter).
+# The one exit is at 0, for which Unicorn invalidates nothing when a run ends
+# (uc_exit_invalidate_iter). Code at 0 does not end there: the function says "not equal" to all but
+# one kind of instruction, which Unicorn cannot translate at all.
 
 ctypedef int (*Compare)(const void *key, const void *other, void *data) noexcept nogil
 
@@ -41,12 +42,70 @@ cdef enum:
     MAX_TEMPORARIES = 96
     OPS_ENOUGH = 1 << 20        # above 4000, whatever the instruction removes again
 
+cdef extern from *:
+    """
+    /* Exported by libunicorn though not declared in its headers: what its translator reads by. */
+    extern unsigned int cpu_ldub_code_x86_64(void *env, unsigned long long address);
+    """
+    uint32_t cpu_ldub_code "cpu_ldub_code_x86_64" (void *env, uint64_t address) nogil
+
 cdef int on_translate(const void *key, const void *other, void *data) noexcept nogil:
-    """An instruction is about to be translated: the last of its block if little room is left."""
-    cdef TcgHead *tcg = <TcgHead *>data
+    """An instruction is about to be translated: the last of its block if little room is left.
+
+    0, "equal", is for one that Unicorn cannot translate: it is made an exit, where emu_start returns.
+    """
+    cdef Vm *vm = <Vm *>data
+    cdef TcgHead *tcg = <TcgHead *>vm.tcg
     if tcg.nb_temps - tcg.nb_globals >= MAX_TEMPORARIES:
         tcg.nb_ops = OPS_ENOUGH
+    if locked_bit_test(vm, NULL, 15, (<const uint64_t *>key)[0]):
+        vm.barred = 1
+        return 0
     return 1
+
+# LOCK BT, BTS, BTR or BTC of a register is #UD (SDM vol. 2). Unicorn takes it for one of memory, with
+# the address that the last instruction of the block left; where there was none, it aborts.
+
+cdef inline uint8_t code_byte(Vm *vm, const uint8_t *code, uint64_t pc, int at) noexcept nogil:
+    """Of ``code``, or what the translator finds. It has the page of the first byte, and reads no
+    byte here that the translator would not: a fault of it is the instruction's own.
+    """
+    return code[at] if code != NULL else <uint8_t>cpu_ldub_code(vm.env, pc + <uint64_t>at)
+
+cdef bint locked_bit_test(Vm *vm, const uint8_t *code, int length, uint64_t pc) noexcept nogil:
+    """Whether ``code``, or if that is NULL the code at ``pc``, begins with such an instruction."""
+    cdef uint8_t byte = code_byte(vm, code, pc, 0) if length else 0
+    cdef int bits = 64 if vm.env.hflags & HF_CS64 else 32   # 16-bit code has the same prefixes
+    cdef bint lock = False
+    cdef int at = 0
+    while is_prefix(byte, bits):
+        lock |= byte == 0xf0
+        at += 1
+        if at == length:
+            return False
+        byte = code_byte(vm, code, pc, at)
+    if not lock or byte != 0x0f or at + 2 >= length:
+        return False
+    byte = code_byte(vm, code, pc, at + 1)
+    if byte == 0xba:
+        return code_byte(vm, code, pc, at + 2) >= 0xe0      # its reg field is 4 to 7
+    return byte & 0xe7 == 0xa3 and code_byte(vm, code, pc, at + 2) >= 0xc0
+
+cdef bint at_barred(Vm *vm) noexcept nogil:
+    """Whether such an instruction is at RIP, by the guest's tables of now."""
+    cdef uint8_t code[15]
+    return locked_bit_test(vm, code, fetch_code(vm, linear(vm, vm.env.eip), code, 15), 0)
+
+cdef void barred_instruction(Vm *vm) noexcept nogil:
+    """#UD, for what is `at_barred`."""
+    # A handler that begins with one executes nothing; its time must pass all the same.
+    vm.blocks += 1
+    if vm.blocks >= vm.block_deadline:
+        vm.kick = 1
+    if vm.hvm != NULL:
+        hvm_event(vm, EX_UD, 0)
+    else:
+        exception(vm, EX_UD, 0)
 
 cdef enum:
     PROBE_NOPS = 4
@@ -159,7 +218,8 @@ cdef int guard_temporaries(Vm *vm) except -1:
     try:
         tree = exits_tree(vm.uc)
         tcg = tcg_context(vm, tree)
-        tree.key_compare_data = tcg
+        vm.tcg = tcg
+        tree.key_compare_data = vm
         tree.key_compare = on_translate
         set_exit(vm.uc, 0)
         # 150 of them would still have room.

@@ -31,9 +31,9 @@ include "pv.pxi"
 include "npt.pxi"
 include "hvm.pxi"
 include "kicker.pxi"
+include "temporaries.pxi"
 include "run.pxi"
 include "selftest.pxi"
-include "temporaries.pxi"
 
 cdef extern from *:
     """
