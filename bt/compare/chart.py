@@ -79,7 +79,7 @@ def _time_groups(workload: str, subjects: Mapping[str, Any]) -> Groups:
               {name: one["wall_s"] for name, one in subjects.items()}}
     inside = {name: one["guest_s"] for name, one in subjects.items() if one["guest_s"] is not None}
     vmm = {name: one["sampled"]["vmm_s"] for name, one in subjects.items()
-           if "vmm_s" in one["sampled"]}
+           if "vmm_s" in one.get("sampled", {})}     # files of 0.1 have none
     return groups | ({"workload, by the guest's clock": inside} if inside else {}) | (
         {"time in the VMM, sampled": vmm} if vmm else {})
 
