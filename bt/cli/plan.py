@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bt.cli import devices, disks
+from bt.engines.base import GuestFile
 from bt.errors import InputError
 from bt.machine.terminal import has_input
 
@@ -17,15 +18,9 @@ LINUX_CMDLINE = "console=ttyS0 panic=-1"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(GuestFile):
     """What to load and how, after the command line has been understood."""
 
-    path: Path
-    cmdline: str = ""
-    initrd: Path | bytes | None = None
-    kind: str | None = None
-    base: int | None = None
-    bits: int | None = None
     announces_input: bool = False  # our /init is in it: it says when input may come
     passes_stdin: bool = False  # CMD reads bt's standard input
 

@@ -296,9 +296,8 @@ def test_a_page_fault_is_mended_by_the_hook(engine: str) -> None:
     assert seen == [("memory", 0xFFFF900000000123, "read", 0)]
 
 
-@ENGINES
-def test_system_calls_and_software_interrupts(engine: str) -> None:
-    micro = Micro("""
+#: STAR and LSTAR: SYSCALL leads to the label ``kernel``.
+SYSCALL_MSRS = """
     mov ecx, 0xc0000081
     mov edx, 0x00230010
     xor eax, eax
@@ -307,6 +306,12 @@ def test_system_calls_and_software_interrupts(engine: str) -> None:
     lea rax, [kernel]
     xor edx, edx
     wrmsr
+"""
+
+
+@ENGINES
+def test_system_calls_and_software_interrupts(engine: str) -> None:
+    micro = Micro(SYSCALL_MSRS + """
     int 0x80
     mov ecx, 0xc0000084
     xor eax, eax
@@ -629,15 +634,7 @@ def test_invd_has_its_own_number() -> None:
     assert seen == [CODES["INVD"], CODES["WBINVD"]]
 
 
-SYSTEM_CALL = """
-    mov ecx, 0xc0000081
-    mov edx, 0x00230010
-    xor eax, eax
-    wrmsr
-    mov ecx, 0xc0000082
-    lea rax, [kernel]
-    xor edx, edx
-    wrmsr
+SYSTEM_CALL = SYSCALL_MSRS + """
     mov ecx, 0x174
     mov eax, KCODE
     wrmsr
