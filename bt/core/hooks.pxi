@@ -502,9 +502,7 @@ cdef void on_executed_block(uc_engine *uc, uint64_t address, uint32_t size,
                             void *data) noexcept nogil:
     """UC_HOOK_BLOCK: the deterministic clock, the audit, and the fallback for asynchronous stops."""
     cdef Vm *vm = <Vm *>data
-    vm.blocks += 1
-    if vm.blocks >= vm.block_deadline:
-        vm.kick = 1
+    count_block(vm)
     if vm.kick and not vm.debug_step:
         stop_cpu(vm)
     if vm.audit:

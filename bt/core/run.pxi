@@ -10,9 +10,7 @@ cdef void guest_fault(Vm *vm) noexcept nogil:
     cdef uint64_t began = 0
     vm.rip = vm.env.eip
     # A handler that itself faults at once executes nothing; its time must pass all the same.
-    vm.blocks += 1
-    if vm.blocks >= vm.block_deadline:
-        vm.kick = 1
+    count_block(vm)
     if not leave_stub(vm):
         # A fault where a stub has none: the guest took away memory its own stack is on.
         vm.stop = STOP_UNSUPPORTED

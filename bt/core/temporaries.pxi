@@ -99,9 +99,7 @@ cdef bint at_barred(Vm *vm) noexcept nogil:
 cdef void barred_instruction(Vm *vm) noexcept nogil:
     """#UD, for what is `at_barred`."""
     # A handler that begins with one executes nothing; its time must pass all the same.
-    vm.blocks += 1
-    if vm.blocks >= vm.block_deadline:
-        vm.kick = 1
+    count_block(vm)
     if vm.hvm != NULL:
         hvm_event(vm, EX_UD, 0)
     else:

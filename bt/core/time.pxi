@@ -22,3 +22,9 @@ cdef inline uint64_t virtual_ns(Vm *vm) noexcept nogil:
 cdef inline uint64_t virtual_tsc(Vm *vm) noexcept nogil:
     """The TSC runs at 1 GHz (CPUID leaf 0x15 says so), so it is virtual time plus TSC_ADJUST."""
     return virtual_ns(vm) + vm.tsc_adjust
+
+cdef inline void count_block(Vm *vm) noexcept nogil:
+    """A block's worth of work was done: the deterministic clock goes on, to its deadline perhaps."""
+    vm.blocks += 1
+    if vm.blocks >= vm.block_deadline:
+        vm.kick = 1

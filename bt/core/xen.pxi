@@ -111,9 +111,7 @@ cdef bint preempted(Vm *vm, uint64_t done) noexcept nogil:
     if done == 0:
         return False
     if done & 63 == 0:
-        vm.blocks += 1
-        if vm.blocks >= vm.block_deadline:
-            vm.kick = 1
+        count_block(vm)
     return vm.kick != 0
 
 cdef int64_t again(Vm *vm, uint64_t a, uint64_t b, uint64_t c, uint64_t d) noexcept nogil:
