@@ -489,6 +489,9 @@ cdef bint fold_look(Fold *f) noexcept nogil:
     vm.folded_turns += turns
     return True
 
+cdef inline int fold_slot(uint64_t gva) noexcept nogil:
+    return (gva ^ (gva >> 8)) & (FOLD_SLOTS - 1)
+
 cdef void on_loop_head(uc_engine *uc, uint64_t address, uint32_t size, void *data) noexcept nogil:
     """UC_HOOK_BLOCK at one loop's head."""
     cdef Fold *f = <Fold *>data
@@ -514,6 +517,10 @@ cdef void fold_drop_head(Vm *vm, uint64_t head) noexcept nogil:
     cdef uint64_t gpn
     if fetch_page(vm, head, &gpn) == 0 and vm.code[gpn] != NULL:
         drop_blocks(vm, fetch_pa(vm.code[gpn]) + (head & 0xfff), 1)
+
+cdef inline bint fold_hooked(Vm *vm, uint64_t gva) noexcept nogil:
+    """Whether a block at ``gva`` calls `on_loop_head`."""
+    return vm.loops[fold_slot(gva)].head == gva
 
 cdef void fold_retire(Fold *f) noexcept nogil:
     """Nothing comes of this loop: it need not be looked at any more."""
@@ -575,7 +582,7 @@ cdef void fold_watch(Vm *vm, uint64_t gva, int size) noexcept nogil:
     avail = fetch_code(vm, gva, code, FOLD_SPAN)
     if not fold_way_round(code, avail, bits, back):
         return
-    f = &vm.loops[(gva ^ (gva >> 8)) & (FOLD_SLOTS - 1)]
+    f = &vm.loops[fold_slot(gva)]
     if f.head == gva or (f.head and not f.retired) or vm.fold_hooks == FOLD_HOOKS:
         return
     memset(f, 0, sizeof(Fold))

@@ -3,7 +3,7 @@
 #
 # Unicorn's own interface cannot change the privilege level of a running CPU, cannot read the
 # address of a refused access, and costs more per register than a whole exit may. So the core works
-# on the CPU's state directly. Seven private places are used:
+# on the CPU's state directly. Eight private places are used:
 #
 #   1. `struct CPUX86State`: the general registers, flags, segments and the `hflags` that the
 #      translator keys its blocks on. This is the content of the documented context blob
@@ -19,6 +19,8 @@
 #      does not set stop_request (hooks.pxi, `stop_cpu`).
 #   7. The tree of exits, and how many temporaries and operations a block under translation has: no
 #      guest may overflow the translator (temporaries.pxi).
+#   8. The translator's functions that emit a load, a jump and a label: the check for stops at the
+#      start of a block (stopcheck.pxi).
 #
 # All are tied to one release, which is pinned. Nothing is assumed: `layout_find` locates the
 # state by values it planted, and `layout_check` proves each field by its effect before any guest

@@ -28,14 +28,6 @@ cdef struct GTree:              # glib_compat/gtree.c
     void *value_destroy_func
     void *key_compare_data
 
-cdef struct TcgHead:            # the head of TCGContext
-    void *pools[5]
-    int32_t nb_labels
-    int32_t nb_globals
-    int32_t nb_temps
-    int32_t nb_indirects
-    int32_t nb_ops              # set to 0 at the start of a block; used for tcg_op_buf_full alone
-
 cdef enum:
     # Temporaries of a block at which it ends. An ordinary block has about 15. One instruction, or
     # the end of a block, adds 6 at most, so that all of them have room in the frame.
@@ -61,6 +53,10 @@ cdef int on_translate(const void *key, const void *other, void *data) noexcept n
     if locked_bit_test(vm, NULL, 15, (<const uint64_t *>key)[0]):
         vm.barred = 1
         return 0
+    if tcg.nb_ops == 0:
+        begin_block(vm, (<const uint64_t *>key)[0])
+    elif vm.past_stop_call != NULL:
+        begin_instructions(vm)
     return 1
 
 # LOCK BT, BTS, BTR or BTC of a register is #UD (SDM vol. 2). Unicorn takes it for one of memory, with

@@ -24,6 +24,7 @@ include "io.pxi"
 include "xen.pxi"
 include "xen_pages.pxi"
 include "fold.pxi"
+include "stopcheck.pxi"
 include "translate.pxi"
 include "debug.pxi"
 include "hooks.pxi"
@@ -318,6 +319,9 @@ cdef class Vcpu:
         if asynchronous is None:
             asynchronous = not deterministic and stops_are_exact(vm)
         self.asynchronous = asynchronous
+        by_block = deterministic or audit or not asynchronous
+        if not by_block:
+            put_stops_in_line(vm)
         if intercepts is not None:
             self.make_hvm(intercepts)
         else:
@@ -343,7 +347,7 @@ cdef class Vcpu:
         self.hook_instruction(UC_X86_INS_RDTSCP, <void *>on_rdtscp)
         self.hook_instruction(UC_X86_INS_IN, <void *>on_in)
         self.hook_instruction(UC_X86_INS_OUT, <void *>on_out)
-        if deterministic or audit or not self.asynchronous:
+        if by_block:
             self.hook(UC_HOOK_BLOCK, <void *>on_executed_block)
             if vm.hvm != NULL:
                 vm.hvm.by_block = 1
