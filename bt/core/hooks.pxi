@@ -373,10 +373,15 @@ cdef int entry_length(Vm *vm, uint8_t opcode) noexcept nogil:
     return 2
 
 cdef void on_syscall(uc_engine *uc, void *data) noexcept nogil:
-    """SYSCALL never executes in Unicorn; afterwards it adds the instruction's length to RIP."""
+    """Where syscall.pxi leaves it to Unicorn, which adds the instruction's length to RIP behind this."""
     cdef Vm *vm = <Vm *>data
     cdef int length = entry_length(vm, 0x05)
     rip_is_known(vm)
+    syscall_exit(vm, length)
+    vm.env.eip -= length
+
+cdef void syscall_exit(Vm *vm, int length) noexcept nogil:
+    """SYSCALL, which never executes in Unicorn. env.eip is at it."""
     audit(vm)
     if vm.hvm != NULL:
         hvm_sync(vm)
@@ -388,7 +393,6 @@ cdef void on_syscall(uc_engine *uc, void *data) noexcept nogil:
         xen_syscall(vm, length)
     else:
         do_syscall(vm, length)
-    vm.env.eip -= length
 
 cdef void watched_syscall(Vm *vm, int length) noexcept nogil:
     """SYSCALL for those who see it: a trace, hooks, the recorder."""

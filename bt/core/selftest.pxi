@@ -106,6 +106,12 @@ cdef int test_run(Vm *vm, bytes code, int cpl) except -2:
     test_vector = test_is_int = test_error = -1
     return uc_emu_start(vm.uc, 0, 0, 0, 0)
 
+cdef void test_clean(Vm *vm) noexcept nogil:
+    """Nothing is left of a test's code."""
+    memset(vm.window, 0, 512)
+    uc_ctl_flush_tb(vm.uc)
+    uc_ctl_flush_tlb(vm.uc)
+
 cdef int layout_check(Vm *vm) except -1:
     """Show each private field by its effect; RuntimeError names the first that is wrong."""
     cdef uc_hook interrupts, fills, syscalls, inputs

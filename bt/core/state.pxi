@@ -356,7 +356,9 @@ cdef struct Vm:
     uint64_t blocks             # executed, deterministic clock only
     uint64_t block_deadline
     void *tcg                   # TCGContext (temporaries.pxi)
-    void *tcg_env               # its temporary for the pointer to CPUX86State (stopcheck.pxi)
+    void *tcg_env               # its globals for the pointer to CPUX86State and for cc_op (tcg.pxi)
+    void *tcg_cc_op
+    void *syscall_call          # what SYSCALL calls (syscall.pxi); NULL: nothing of ours
     void *past_stop_call        # TCGLabel of the block under translation, until it is placed
     int stops_in_line           # blocks look for stops themselves
     int barred                  # an instruction that Unicorn cannot translate was met

@@ -48,15 +48,20 @@ cdef int on_translate(const void *key, const void *other, void *data) noexcept n
     """
     cdef Vm *vm = <Vm *>data
     cdef TcgHead *tcg = <TcgHead *>vm.tcg
+    cdef uint64_t pc = (<const uint64_t *>key)[0]
+    cdef int length = translated_with_care(vm, NULL, 15, pc)
     if tcg.nb_temps - tcg.nb_globals >= MAX_TEMPORARIES:
         tcg.nb_ops = OPS_ENOUGH
-    if locked_bit_test(vm, NULL, 15, (<const uint64_t *>key)[0]):
+    if length == BARRED:
         vm.barred = 1
         return 0
     if tcg.nb_ops == 0:
-        begin_block(vm, (<const uint64_t *>key)[0])
-    elif vm.past_stop_call != NULL:
+        begin_block(vm, pc)
+        return 1
+    if vm.past_stop_call != NULL:
         begin_instructions(vm)
+    if length:
+        emit_syscall(vm, pc, length)
     return 1
 
 # LOCK BT, BTS, BTR or BTC of a register is #UD (SDM vol. 2). Unicorn takes it for one of memory, with
@@ -68,8 +73,14 @@ cdef inline uint8_t code_byte(Vm *vm, const uint8_t *code, uint64_t pc, int at) 
     """
     return code[at] if code != NULL else <uint8_t>cpu_ldub_code(vm.env, pc + <uint64_t>at)
 
-cdef bint locked_bit_test(Vm *vm, const uint8_t *code, int length, uint64_t pc) noexcept nogil:
-    """Whether ``code``, or if that is NULL the code at ``pc``, begins with such an instruction."""
+cdef enum:
+    BARRED = -1
+
+cdef int translated_with_care(Vm *vm, const uint8_t *code, int length, uint64_t pc) noexcept nogil:
+    """BARRED, the length of a SYSCALL, or 0 for all else.
+
+    Of ``code``, or if that is NULL of the code at ``pc``.
+    """
     cdef uint8_t byte = code_byte(vm, code, pc, 0) if length else 0
     cdef int bits = 64 if vm.env.hflags & HF_CS64 else 32   # 16-bit code has the same prefixes
     cdef bint lock = False
@@ -78,19 +89,24 @@ cdef bint locked_bit_test(Vm *vm, const uint8_t *code, int length, uint64_t pc) 
         lock |= byte == 0xf0
         at += 1
         if at == length:
-            return False
+            return 0
         byte = code_byte(vm, code, pc, at)
-    if not lock or byte != 0x0f or at + 2 >= length:
-        return False
+    if byte != 0x0f or at + 1 >= length:
+        return 0
     byte = code_byte(vm, code, pc, at + 1)
-    if byte == 0xba:
-        return code_byte(vm, code, pc, at + 2) >= 0xe0      # its reg field is 4 to 7
-    return byte & 0xe7 == 0xa3 and code_byte(vm, code, pc, at + 2) >= 0xc0
+    if not lock:
+        return at + 2 if byte == 0x05 else 0
+    if at + 2 >= length:
+        return 0
+    if byte == 0xba:        # its reg field is 4 to 7
+        return BARRED if code_byte(vm, code, pc, at + 2) >= 0xe0 else 0
+    return BARRED if byte & 0xe7 == 0xa3 and code_byte(vm, code, pc, at + 2) >= 0xc0 else 0
 
 cdef bint at_barred(Vm *vm) noexcept nogil:
     """Whether such an instruction is at RIP, by the guest's tables of now."""
     cdef uint8_t code[15]
-    return locked_bit_test(vm, code, fetch_code(vm, linear(vm, vm.env.eip), code, 15), 0)
+    cdef int length = fetch_code(vm, linear(vm, vm.env.eip), code, 15)
+    return translated_with_care(vm, code, length, 0) == BARRED
 
 cdef void barred_instruction(Vm *vm) noexcept nogil:
     """#UD, for what is `at_barred`."""
@@ -223,8 +239,8 @@ cdef int guard_temporaries(Vm *vm) except -1:
         if block_length(vm, b"\x90" * 150 + b"\xeb\xfe") != 151:
             raise RuntimeError("unicorn ends a block that has room, as 2.1.4 does not")
     finally:
-        memset(vm.window, 0, 512)
-        uc_ctl_flush_tb(vm.uc)
-        uc_ctl_flush_tlb(vm.uc)
+        test_clean(vm)
         uc_hook_del(vm.uc, fills)
+    if vm.tcg_env == NULL or vm.tcg_cc_op == NULL:
+        raise RuntimeError("unicorn's translator has no such globals: this needs unicorn 2.1.4")
     return 0

@@ -24,7 +24,9 @@ include "io.pxi"
 include "xen.pxi"
 include "xen_pages.pxi"
 include "fold.pxi"
+include "tcg.pxi"
 include "stopcheck.pxi"
+include "syscall.pxi"
 include "translate.pxi"
 include "debug.pxi"
 include "hooks.pxi"
@@ -327,6 +329,7 @@ cdef class Vcpu:
         else:
             hide_sysenter(vm.env)
             sysenter_check(vm)
+            put_syscalls_in_line(vm)
         install_handlers(vm)
         for row in _TABLE:
             vm.kernel_rows[row.id] = row.kernel
