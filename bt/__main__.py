@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``python -m bt`` is the ``bt`` command."""
 
-import sys
-
-from bt.cli.main import main
+from bt.cli.main import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()
