@@ -318,12 +318,13 @@ cdef class Vcpu:
         layout_check(vm)
         guard_temporaries(vm)
         flags_check(vm)
+        put_stops_in_line(vm)
         if asynchronous is None:
             asynchronous = not deterministic and stops_are_exact(vm)
         self.asynchronous = asynchronous
         by_block = deterministic or audit or not asynchronous
-        if not by_block:
-            put_stops_in_line(vm)
+        if by_block:
+            vm.stops_in_line = 0
         if intercepts is not None:
             self.make_hvm(intercepts)
         else:

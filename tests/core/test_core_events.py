@@ -467,10 +467,7 @@ last:
     assert seen[2:4] == [micro.symbol("landed"), micro.symbol("last")]
 
 
-@pytest.mark.parametrize("prefix", ["", ".byte 0x48", ".byte 0x66", ".byte 0x66, 0x66, 0x48"])
-def test_syscall_with_prefixes_enters_where_lstar_says(prefix: str) -> None:
-    """RCX is the address behind the instruction, however long it is; RIP is LSTAR exactly."""
-    micro = Micro("""
+SYSCALL_ENTRY = """
     mov ecx, 0xc0000081
     xor eax, eax
     mov edx, 0x00200010
@@ -480,9 +477,15 @@ def test_syscall_with_prefixes_enters_where_lstar_says(prefix: str) -> None:
     xor edx, edx
     wrmsr
     mov ecx, 0xc0000084
-    mov eax, 0x200
+    mov eax, 0x300
     wrmsr
-""" + user(f"    {prefix}\n    syscall\nbehind: ud2", flags=0x202) + """
+"""
+
+
+@pytest.mark.parametrize("prefix", ["", ".byte 0x48", ".byte 0x66", ".byte 0x66, 0x66, 0x48"])
+def test_syscall_with_prefixes_enters_where_lstar_says(prefix: str) -> None:
+    """RCX is the address behind the instruction, however long it is; RIP is LSTAR exactly."""
+    micro = Micro(SYSCALL_ENTRY + user(f"    {prefix}\n    syscall\nbehind: ud2", flags=0x202) + """
     ud2
     ud2
 entry:
@@ -500,6 +503,52 @@ entry:
     assert result.q(RESULT + 8) & 0x3202 == 0x202
     assert result.q(RESULT + 16) & 0xFFFF == 0x10
     assert result.exit("stale_trap") == 0
+
+
+@ENGINES
+@pytest.mark.parametrize("between", ["", ".byte 0xeb, 0", "nop"])
+@pytest.mark.parametrize("what", [
+    "add al, 0x7f", "sub eax, 0x80000001", "xor ax, ax", "and eax, 0x84", "inc al", "dec rax",
+    "shl eax, 3", "sar al, 1", "neg rax", "mul cl", "imul eax, eax, 77", "adc eax, eax",
+    "sbb rax, rax", "bt eax, 7", "rol al, 1", "popcnt eax, eax", "cmc", "std",
+])
+def test_syscall_keeps_the_flags_of_every_kind_of_instruction(
+        what: str, between: str, engine: str) -> None:
+    """R11 is what PUSHF shows behind the same instruction, in the same block or the one before."""
+    once = f"""
+    xor ecx, ecx
+    mov rax, 0x8081
+    mov cl, 3
+    cmp cl, al
+    {what}
+    {between}
+"""
+    micro = Micro(SYSCALL_ENTRY + user(
+        f"{once}\n    pushfq\n    cld\n    pop r15\n{once}\n    syscall", flags=0x202) + """
+    ud2
+    ud2
+entry:
+    EXIT 1
+""", engine=engine)
+    result = micro.run()
+    assert result.outcome.status == 1, result.outcome.report or result.records
+    assert result.regs["r15"] & 2
+    assert result.regs["r11"] == result.regs["r15"]
+
+
+@ENGINES
+def test_syscall_under_a_single_step(engine: str) -> None:
+    """FMASK takes TF away before the step is done, so there is no #DB; R11 has it (AMD vol. 3)."""
+    micro = Micro(SYSCALL_ENTRY + user("    syscall", flags=0x302) + """
+    ud2
+    ud2
+entry:
+    nop
+    EXIT 1
+""", engine=engine)
+    result = micro.run()
+    assert result.outcome.status == 1, result.outcome.report or result.records
+    assert result.regs["r11"] & 0x300 == 0x300
 
 
 @ENGINES
