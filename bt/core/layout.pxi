@@ -145,14 +145,15 @@ cdef int layout_find(uc_engine *uc, Env **env_out, char **cpu_out) except -1:
     cdef size_t chunk = CPU_SPAN
     cdef uint8_t *head = <uint8_t *>malloc(UC_STRUCT_SCAN)
     cdef uint8_t *body = <uint8_t *>malloc(chunk)
-    # UC_X86_REG_* ids in the order of QEMU's regs[]
-    names = ("RAX", "RCX", "RDX", "RBX", "RSP", "RBP", "RSI", "RDI", "R8", "R9", "R10", "R11",
-             "R12", "R13", "R14", "R15")
-    from unicorn import x86_const
+    cdef int[16] registers = [      # in the order of QEMU's regs[]
+        UC_X86_REG_RAX, UC_X86_REG_RCX, UC_X86_REG_RDX, UC_X86_REG_RBX, UC_X86_REG_RSP,
+        UC_X86_REG_RBP, UC_X86_REG_RSI, UC_X86_REG_RDI, UC_X86_REG_R8, UC_X86_REG_R9,
+        UC_X86_REG_R10, UC_X86_REG_R11, UC_X86_REG_R12, UC_X86_REG_R13, UC_X86_REG_R14,
+        UC_X86_REG_R15]
     try:
         for i in range(16):
             planted[i] = 0x5252494e47310000 + <uint64_t>i * 0x0101
-            uc_reg_write(uc, getattr(x86_const, "UC_X86_REG_" + names[i]), &planted[i])
+            uc_reg_write(uc, registers[i], &planted[i])
         if not peek(<uint64_t>uc, head, UC_STRUCT_SCAN):
             raise RuntimeError("unicorn's engine structure cannot be read")
         for off in range(0, UC_STRUCT_SCAN - 8, 8):
@@ -217,14 +218,13 @@ cdef size_t skip_sync_offset(uc_engine *uc) except? 0:
     Writing RIP through the public interface sets it and, further up, quit_request; nothing else in
     the structure changes from 0 to 1.
     """
-    from unicorn import x86_const
     cdef uint8_t before[UC_STRUCT_SIZE]
     cdef uint8_t after[UC_STRUCT_SIZE]
     cdef uint64_t rip = 0
     cdef size_t off, last = 0
     cdef int changed = 0
     cdef bint read = peek(<uint64_t>uc, before, UC_STRUCT_SIZE)
-    uc_reg_write(uc, x86_const.UC_X86_REG_RIP, &rip)
+    uc_reg_write(uc, UC_X86_REG_RIP, &rip)
     if not read or not peek(<uint64_t>uc, after, UC_STRUCT_SIZE):
         raise RuntimeError("unicorn's engine structure cannot be read")
     for off in range(UC_STRUCT_SIZE):
@@ -291,11 +291,10 @@ cdef struct MsrFields:          # byte offsets in Env of what these MSRs set
 
 cdef write_msr(uc_engine *uc, uint32_t index, uint64_t value):
     """Write an MSR of the CPU by the public interface, which checks no privilege."""
-    from unicorn import x86_const
     cdef MsrValue msr
     msr.index = index
     msr.value = value
-    uc_reg_write(uc, x86_const.UC_X86_REG_MSR, &msr)
+    uc_reg_write(uc, UC_X86_REG_MSR, &msr)
 
 cdef size_t planted_msr(uc_engine *uc, Env *env, uint32_t index, uint64_t value) except? 0:
     """Byte offset in Env of the 64-bit field behind an MSR, found by writing it."""

@@ -44,7 +44,11 @@ cdef extern from "unicorn/unicorn.h" nogil:
     int UC_X86_INS_CPUID
     int UC_X86_INS_RDTSC
     int UC_X86_INS_RDTSCP
-    int UC_X86_REG_EFLAGS
+    int UC_X86_REG_EFLAGS, UC_X86_REG_RIP, UC_X86_REG_MSR
+    int UC_X86_REG_RAX, UC_X86_REG_RCX, UC_X86_REG_RDX, UC_X86_REG_RBX
+    int UC_X86_REG_RSP, UC_X86_REG_RBP, UC_X86_REG_RSI, UC_X86_REG_RDI
+    int UC_X86_REG_R8, UC_X86_REG_R9, UC_X86_REG_R10, UC_X86_REG_R11
+    int UC_X86_REG_R12, UC_X86_REG_R13, UC_X86_REG_R14, UC_X86_REG_R15
     int UC_CPU_X86_HASWELL
     uc_err uc_open(int arch, int mode, uc_engine **uc)
     uc_err uc_close(uc_engine *uc)
