@@ -18,7 +18,6 @@ cdef void begin_block(Vm *vm, uint64_t pc) noexcept nogil:
     cdef TcgHead *tcg = <TcgHead *>vm.tcg
     cdef TcgTemp *word
     cdef TcgOp *op
-    vm.past_stop_call = NULL
     if vm.tcg_env == NULL:
         vm.tcg_env = find_global(tcg, b"env", 4)
         vm.tcg_cc_op = find_global(tcg, b"cc_op", 6)

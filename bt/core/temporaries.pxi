@@ -50,17 +50,19 @@ cdef int on_translate(const void *key, const void *other, void *data) noexcept n
     cdef TcgHead *tcg = <TcgHead *>vm.tcg
     cdef uint64_t pc = (<const uint64_t *>key)[0]
     cdef int length = translated_with_care(vm, NULL, 15, pc)
+    cdef bint first = tcg.nb_ops == 0       # nothing of the block is emitted yet
+    if first:
+        vm.past_stop_call = NULL            # of a block that was given up
+    elif vm.past_stop_call != NULL:
+        begin_instructions(vm)
     if tcg.nb_temps - tcg.nb_globals >= MAX_TEMPORARIES:
         tcg.nb_ops = OPS_ENOUGH
     if length == BARRED:
         vm.barred = 1
         return 0
-    if tcg.nb_ops == 0:
+    if first:
         begin_block(vm, pc)
-        return 1
-    if vm.past_stop_call != NULL:
-        begin_instructions(vm)
-    if length:
+    elif length:
         emit_syscall(vm, pc, length)
     return 1
 
