@@ -44,6 +44,9 @@ def boot(options: list[str]) -> tuple[str | None, str]:
 
 def main(argv: list[str]) -> int:
     """Boot as often as ``argv[0]`` says (20 times by default); the exit status."""
+    if argv and not argv[0].isdecimal():
+        print("usage: boot_soak.py [N [bt run options]]", file=sys.stderr)
+        return 2
     times = int(argv[0]) if argv else 20
     failed = 0
     for number in range(1, times + 1):
