@@ -520,7 +520,8 @@ cdef void fold_drop_head(Vm *vm, uint64_t head) noexcept nogil:
 
 cdef inline bint fold_hooked(Vm *vm, uint64_t gva) noexcept nogil:
     """Whether a block at ``gva`` calls `on_loop_head`."""
-    return vm.loops[fold_slot(gva)].head == gva
+    cdef Fold *f = &vm.loops[fold_slot(gva)]
+    return f.head == gva and not f.retired
 
 cdef void fold_retire(Fold *f) noexcept nogil:
     """Nothing comes of this loop: it need not be looked at any more."""

@@ -28,7 +28,7 @@ cdef inline void leave(Vm *vm) noexcept nogil:
     stop_cpu(vm)
 
 cdef inline void rip_is_known(Vm *vm) noexcept nogil:
-    """From a hook of SYSCALL or RDTSC in 64-bit code: spare the next such hooks a search for RIP.
+    """From a hook of RDTSC in 64-bit code: spare the next such hooks a search for RIP.
 
     Unicorn searches a tree and decodes a table to learn where an instruction with a hook is, which
     takes longer than most exits, and for these the translator has stored RIP before. The one flag
@@ -373,10 +373,9 @@ cdef int entry_length(Vm *vm, uint8_t opcode) noexcept nogil:
     return 2
 
 cdef void on_syscall(uc_engine *uc, void *data) noexcept nogil:
-    """Where syscall.pxi leaves it to Unicorn, which adds the instruction's length to RIP behind this."""
+    """What syscall.pxi leaves to Unicorn, which adds the instruction's length to RIP afterwards."""
     cdef Vm *vm = <Vm *>data
     cdef int length = entry_length(vm, 0x05)
-    rip_is_known(vm)
     syscall_exit(vm, length)
     vm.env.eip -= length
 

@@ -19,8 +19,8 @@
 #      does not set stop_request (hooks.pxi, `stop_cpu`).
 #   7. The tree of exits, and how many temporaries and operations a block under translation has: no
 #      guest may overflow the translator (temporaries.pxi).
-#   8. The translator's functions that emit a load, a jump and a label: the check for stops at the
-#      start of a block (stopcheck.pxi).
+#   8. The translator's functions that emit operations (tcg.pxi): the check for stops at the start of a
+#      block (stopcheck.pxi), and SYSCALL (syscall.pxi).
 #
 # All are tied to one release, which is pinned. Nothing is assumed: `layout_find` locates the
 # state by values it planted, and `layout_check` proves each field by its effect before any guest

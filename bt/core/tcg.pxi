@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# What of Unicorn's translator (TCG, qemu/tcg) is used to put something of ours into a block: what it
-# exports without declaring it, and the parts of its structures that this needs.
+# What of Unicorn's translator (TCG, qemu/tcg) is used to look at a block that is being made, and to
+# put something of ours into it: what libunicorn exports without declaring it, and the parts of its
+# structures that this needs.
 
 cdef extern from *:
     """
+    extern unsigned int cpu_ldub_code_x86_64(void *env, unsigned long long address);
     extern void *tcg_temp_new_internal_x86_64(void *tcg, int type, unsigned char local);
     extern void tcg_temp_free_internal_x86_64(void *tcg, void *temp);
     extern void *tcg_const_i64_x86_64(void *tcg, long value);
@@ -12,6 +14,8 @@ cdef extern from *:
     extern void tcg_gen_brcondi_i32_x86_64(void *tcg, int cond, void *value, int other, void *label);
     extern void tcg_gen_lookup_and_goto_ptr_x86_64(void *tcg);
     """
+    # What the translator reads code by.
+    uint32_t cpu_ldub_code "cpu_ldub_code_x86_64" (void *env, uint64_t address) nogil
     TcgTemp *tcg_temp_new "tcg_temp_new_internal_x86_64" (void *tcg, int type, uint8_t local) nogil
     void tcg_temp_free "tcg_temp_free_internal_x86_64" (void *tcg, TcgTemp *temp) nogil
     void *tcg_const "tcg_const_i64_x86_64" (void *tcg, int64_t value) nogil

@@ -34,13 +34,6 @@ cdef enum:
     MAX_TEMPORARIES = 96
     OPS_ENOUGH = 1 << 20        # above 4000, whatever the instruction removes again
 
-cdef extern from *:
-    """
-    /* Exported by libunicorn though not declared in its headers: what its translator reads by. */
-    extern unsigned int cpu_ldub_code_x86_64(void *env, unsigned long long address);
-    """
-    uint32_t cpu_ldub_code "cpu_ldub_code_x86_64" (void *env, uint64_t address) nogil
-
 cdef int on_translate(const void *key, const void *other, void *data) noexcept nogil:
     """An instruction is about to be translated: the last of its block if little room is left.
 

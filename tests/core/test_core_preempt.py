@@ -97,13 +97,20 @@ def test_counting_is_exact_under_many_kicks(hot: int) -> None:
 
 
 def test_counting_is_exact_around_syscalls() -> None:
-    """SYSCALL's hook turns Unicorn's search for RIP off, and a stop needs it on."""
+    """SYSCALL leaves its block by a call of our own, behind which a stop may wait."""
     source = SYSCALLS + COUNTING.format(rounds=ROUNDS, extra="syscall")
     micro = Micro(source, deterministic=False)
     assert kicked(micro) >= 3
     micro = Micro(source, deterministic=False)
     result = micro.run(60)
     assert result.d(RESULT + 48) == ROUNDS
+
+
+def test_counting_is_exact_around_rdtsc() -> None:
+    """RDTSC's hook turns Unicorn's search for RIP off, and a stop needs it on."""
+    source = COUNTING.format(rounds=ROUNDS, extra="rdtsc")
+    assert kicked(Micro(source, deterministic=False)) >= 3
+    assert Micro(source, deterministic=False).run(60).exit("RDTSC") == ROUNDS
 
 
 def test_the_fallback_stops_from_the_block_hook(monkeypatch: pytest.MonkeyPatch) -> None:
