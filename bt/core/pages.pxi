@@ -7,7 +7,9 @@
 #   page_to_code   the first fetch from a page. If the page may still be writable through some
 #                  cached translation, all are forgotten, so that the next store is seen.
 #   page_to_data   the first store to a page of code. Its blocks, sites and copy are dropped; what
-#                  runs there next is fetched, scanned and translated again.
+#                  runs there next is fetched, scanned and translated again. A block of the page
+#                  may be the one that is running, and be linked to another of them: the vCPU stops
+#                  where it ends.
 #
 # A code page is executed in place until something on it must change; then it gets a copy, and the
 # copy is what Unicorn fetches from (split views). The guest reads and writes only its own page.
@@ -74,6 +76,7 @@ cdef void page_to_data(Vm *vm, CodePage *page) noexcept nogil:
     page.next_free = vm.free_pages
     vm.free_pages = page
     note(vm, EXIT_SMC, gpa, 0)
+    leave(vm)
 
 cdef bint page_copy(Vm *vm, CodePage *page) noexcept nogil:
     """Give a code page its copy, if it has none. False when the pool is used up."""

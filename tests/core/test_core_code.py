@@ -197,6 +197,35 @@ patched:
 
 
 @ENGINES
+@pytest.mark.parametrize("first", ["writer", "target"])
+def test_a_block_overwrites_one_that_it_is_linked_to(engine: str, first: str) -> None:
+    """Two blocks of one page that went from one to the other before, made in either order."""
+    assert result_of(counted(f"""
+    xor r15d, r15d
+    mov ecx, 6
+    mov ebx, {CTL + 256}                ; at first the store goes elsewhere
+    jmp {first}
+.space 16
+writer:
+    mov byte ptr [rbx], cl
+    jmp target
+.space 16
+target:
+    mov al, 0x77
+    movzx eax, al
+    shl r15, 8
+    or r15, rax
+    cmp ecx, 3
+    jne @same
+    lea rbx, [target+1]
+@same:
+    dec ecx
+    jnz writer
+    jmp finish
+""", engine=engine)) == 0x7777_7777_0201
+
+
+@ENGINES
 def test_the_next_instruction_is_overwritten_with_a_trapped_one(engine: str) -> None:
     """Straight-line self-modification, with a sensitive instruction as the new code."""
     micro = counted("""
