@@ -6,10 +6,10 @@
 #
 #   page_to_code   the first fetch from a page. If the page may still be writable through some
 #                  cached translation, all are forgotten, so that the next store is seen.
-#   page_to_data   the first store to a page of code. Its blocks, sites and copy are dropped; what
-#                  runs there next is fetched, scanned and translated again. A block of the page
-#                  may be the one that is running, and be linked to another of them: the vCPU stops
-#                  where it ends.
+#   page_to_data   the first store to a page of code. Its blocks, sites and copy are dropped, or kept
+#                  out of reach until the page is fetched from again. A block of the page may be the
+#                  one that is running, and be linked to another of them: the vCPU stops where it
+#                  ends.
 #
 # A code page is executed in place until something on it must change; then it gets a copy, and the
 # copy is what Unicorn fetches from (split views). The guest reads and writes only its own page.
@@ -37,16 +37,18 @@ cdef void drop_blocks(Vm *vm, uint64_t pa, uint32_t length) noexcept nogil:
 
 cdef CodePage *page_to_code(Vm *vm, uint64_t gpn) noexcept nogil:
     """Make a data page a code page. NULL only when the host is out of memory."""
-    cdef CodePage *page = vm.free_pages
-    if page != NULL:
-        vm.free_pages = page.next_free
-        memset(page, 0, sizeof(CodePage))
-    else:
-        page = <CodePage *>calloc(1, sizeof(CodePage))
-        if page == NULL:
-            return NULL
-    page.gpn = <uint32_t>gpn
-    page.copy = -1
+    cdef CodePage *page = kept_page(vm, gpn)
+    if page == NULL:
+        page = vm.free_pages
+        if page != NULL:
+            vm.free_pages = page.next_free
+            memset(page, 0, sizeof(CodePage))
+        else:
+            page = <CodePage *>calloc(1, sizeof(CodePage))
+            if page == NULL:
+                return NULL
+        page.gpn = <uint32_t>gpn
+        page.copy = -1
     vm.code[gpn] = page
     if vm.recorder != NULL:
         record(vm, LOG_CODE, 0, gpn << 12, 0, 0, NULL, 0, 0)
@@ -55,12 +57,23 @@ cdef CodePage *page_to_code(Vm *vm, uint64_t gpn) noexcept nogil:
     return page
 
 cdef void page_to_data(Vm *vm, CodePage *page) noexcept nogil:
-    """Make a code page a data page: its translations, sites and copy are gone."""
+    """Make a code page a data page: nothing that was translated of it can run."""
+    cdef uint64_t gpn = page.gpn
+    if vm.recorder != NULL:
+        record(vm, LOG_DATA, linear(vm, vm.env.eip), gpn << 12, 0, 0, NULL, 0, 0)
+    vm.code[gpn] = NULL
+    forget(vm, &page.fetched_at)
+    if page.copy < 0 and vm.recorder == NULL:
+        keep_page(vm, page)
+    else:
+        drop_page(vm, page)
+    note(vm, EXIT_SMC, gpn << 12, 0)
+    leave(vm)
+
+cdef void drop_page(Vm *vm, CodePage *page) noexcept nogil:
+    """The page's translations, sites and copy are gone."""
     cdef Site *site = page.sites
     cdef Site *after
-    cdef uint64_t gpa = <uint64_t>page.gpn << 12
-    if vm.recorder != NULL:
-        record(vm, LOG_DATA, linear(vm, vm.env.eip), <uint64_t>page.gpn << 12, 0, 0, NULL, 0, 0)
     drop_blocks(vm, <uint64_t>page.gpn << 12, 4096)
     if page.copy >= 0:
         drop_blocks(vm, PA_COPY + (<uint64_t>page.copy << 12), 4096)
@@ -71,12 +84,47 @@ cdef void page_to_data(Vm *vm, CodePage *page) noexcept nogil:
         after = site.page_next
         site_unlink(vm, site)
         site = after
-    vm.code[page.gpn] = NULL
-    forget(vm, &page.fetched_at)
     page.next_free = vm.free_pages
     vm.free_pages = page
-    note(vm, EXIT_SMC, gpa, 0)
-    leave(vm)
+
+# Pages that come back ---------------------------------------------------------------------------
+#
+# A kernel that patches itself writes a few bytes to a page and goes on in it. So the blocks of a
+# page that was written stay, as long as there is room for what was on the page before. They cannot
+# run: a block is found through a translation for fetching, which the page has none of, or through a
+# link from a block of the same page, or of the page before if that block reaches into this one;
+# these are dropped. When the page is fetched from again, what is there is compared with what was,
+# and the blocks that were made of other bytes are dropped.
+
+cdef void keep_page(Vm *vm, CodePage *page) noexcept nogil:
+    cdef uint32_t slot = page.gpn % KEPT_PAGES
+    if vm.kept[slot] != NULL:
+        drop_page(vm, vm.kept[slot])
+    vm.kept[slot] = page
+    memcpy(vm.kept_bytes + (slot << 12), vm.ram + (<uint64_t>page.gpn << 12), 4096)
+    drop_blocks(vm, <uint64_t>page.gpn << 12, 1)
+
+cdef CodePage *kept_page(Vm *vm, uint64_t gpn) noexcept nogil:
+    """The page as it was when it became data, with the blocks that are still true; NULL: not kept."""
+    cdef uint32_t slot = gpn % KEPT_PAGES
+    cdef CodePage *page = vm.kept[slot]
+    cdef const uint64_t *now = <const uint64_t *>(vm.ram + (gpn << 12))
+    cdef const uint64_t *was
+    cdef uint32_t at = 0, start
+    if page == NULL or page.gpn != gpn:
+        return NULL
+    vm.kept[slot] = NULL
+    was = <const uint64_t *>(vm.kept_bytes + (slot << 12))
+    while at < 512:
+        if now[at] == was[at]:
+            at += 1
+            continue
+        # An instruction that Unicorn refuses is longer than its block says.
+        start = at * 8 - 14 if at > 1 else 0
+        while at < 512 and now[at] != was[at]:
+            at += 1
+        drop_blocks(vm, (gpn << 12) + start, at * 8 - start)
+    return page
 
 cdef bint page_copy(Vm *vm, CodePage *page) noexcept nogil:
     """Give a code page its copy, if it has none. False when the pool is used up."""

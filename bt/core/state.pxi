@@ -12,6 +12,7 @@
 # The VMM's own ranges of Unicorn-physical addresses.
 cdef enum:
     COPY_PAGES = 1 << 14        # room for 64 MB of rewritten code pages
+    KEPT_PAGES = 1024           # written pages of code whose blocks wait for what comes
 
 cdef uint64_t PA_COPY = <uint64_t>1 << 42       # rewritten copies of guest code pages
 cdef uint64_t PA_WINDOW = <uint64_t>1 << 43     # the stub window: per-vCPU page, then stub code
@@ -369,6 +370,8 @@ cdef struct Vm:
     uint32_t *write_gen         # flush generation in which a page was last granted for writing
     uint64_t *written_at        # and the addresses it was granted at, since (mmu.pxi, `granted`)
     CodePage *free_pages
+    CodePage *kept[KEPT_PAGES]  # written pages, by the low bits of their GPN (pages.pxi)
+    uint8_t *kept_bytes         # what was on each
     uint8_t *copy_used
     uint32_t next_copy
     uint64_t gen                # of everything cached by GVA; bit 0: under a Xen domain's user root

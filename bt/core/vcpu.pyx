@@ -299,9 +299,10 @@ cdef class Vcpu:
         vm.write_gen = <uint32_t *>calloc(pages, sizeof(uint32_t))
         vm.written_at = <uint64_t *>calloc(pages, sizeof(uint64_t))
         vm.copy_used = <uint8_t *>calloc(COPY_PAGES, 1)
+        vm.kept_bytes = <uint8_t *>calloc(KEPT_PAGES, 4096)
         vm.stub_at = <Stub **>calloc(WINDOW_SIZE, sizeof(Stub *))
         if vm.code == NULL or vm.write_gen == NULL or vm.written_at == NULL or \
-                vm.copy_used == NULL or vm.stub_at == NULL:
+                vm.copy_used == NULL or vm.kept_bytes == NULL or vm.stub_at == NULL:
             raise MemoryError
         vm.stub_next = WINDOW_STUBS
         vm.gen = GEN_STEP
@@ -531,6 +532,9 @@ cdef class Vcpu:
                         free(site)
                     free(page)
             free(vm.code)
+        for i in range(KEPT_PAGES):
+            free(vm.kept[i])
+        free(vm.kept_bytes)
         while vm.free_pages != NULL:
             page = vm.free_pages
             vm.free_pages = page.next_free
