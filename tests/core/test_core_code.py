@@ -243,7 +243,7 @@ patched:
     assert result_of(micro) == 0
 
 
-@pytest.mark.xfail(strict=True, reason="docs/quirks.md: not of a block at the start of a page")
+@pytest.mark.xfail(strict=True, reason="docs/quirks.md: a running block is not always cut short")
 @ENGINES
 def test_straight_line_self_modification(engine: str) -> None:
     """No branch between the store and the changed instruction: seen at once on P6 and later."""
