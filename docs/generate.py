@@ -74,7 +74,8 @@ _EVENTS = {
     "translation": "a TLB miss, answered by a walk of the guest's page tables",
     "TLB flush": "everything cached was forgotten",
     "page invalidation": "one page was forgotten (INVLPG)",
-    "code page written": "a store to a page of code: its translations are gone",
+    "code page written": "a store to a page of code: what was translated of it cannot run "
+                         "until the page is looked at again",
     "page became code": "the first fetch from a page",
     "absent memory": "an access where there is neither RAM nor a device",
     "mmio": "an access to a device in memory",
