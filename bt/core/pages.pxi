@@ -35,20 +35,27 @@ cdef void drop_blocks(Vm *vm, uint64_t pa, uint32_t length) noexcept nogil:
     uc_ctl_remove_cache(vm.uc, GVA_PROBE + pa, GVA_PROBE + pa + length)
     vm.probing = 0
 
+cdef CodePage *new_page(Vm *vm, uint64_t gpn) noexcept nogil:
+    """A page of which nothing is translated yet. NULL only when the host is out of memory."""
+    cdef CodePage *page = vm.free_pages
+    if page != NULL:
+        vm.free_pages = page.next_free
+        memset(page, 0, sizeof(CodePage))
+    else:
+        page = <CodePage *>calloc(1, sizeof(CodePage))
+        if page == NULL:
+            return NULL
+    page.gpn = <uint32_t>gpn
+    page.copy = -1
+    return page
+
 cdef CodePage *page_to_code(Vm *vm, uint64_t gpn) noexcept nogil:
     """Make a data page a code page. NULL only when the host is out of memory."""
     cdef CodePage *page = kept_page(vm, gpn)
     if page == NULL:
-        page = vm.free_pages
-        if page != NULL:
-            vm.free_pages = page.next_free
-            memset(page, 0, sizeof(CodePage))
-        else:
-            page = <CodePage *>calloc(1, sizeof(CodePage))
-            if page == NULL:
-                return NULL
-        page.gpn = <uint32_t>gpn
-        page.copy = -1
+        page = new_page(vm, gpn)
+    if page == NULL:
+        return NULL
     vm.code[gpn] = page
     if vm.recorder != NULL:
         record(vm, LOG_CODE, 0, gpn << 12, 0, 0, NULL, 0, 0)
