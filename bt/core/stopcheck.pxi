@@ -36,9 +36,7 @@ cdef void begin_block(Vm *vm, uint64_t pc) noexcept nogil:
 
 cdef void begin_instructions(Vm *vm) noexcept nogil:
     """The call is emitted: the jump leads here."""
-    cdef TcgOp *op = tcg_emit_op(vm.tcg, OP_SET_LABEL)
-    op.args[0] = <uintptr_t>vm.past_stop_call
-    (<uint32_t *>vm.past_stop_call)[0] |= 1         # TCGLabel.present
+    place_label(vm.tcg, vm.past_stop_call)
     vm.past_stop_call = NULL
 
 cdef uint32_t on_test_in_stop(uc_engine *uc, uint32_t port, int size, void *data) noexcept nogil:

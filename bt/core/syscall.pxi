@@ -14,45 +14,11 @@ cdef void call_syscall(Vm *vm, uint64_t rip, uint64_t length) noexcept nogil:
     vm.env.eip = rip
     syscall_exit(vm, <int>length)
 
-cdef inline TcgOp *op_before(TcgOp *op) noexcept nogil:
-    return <TcgOp *>(<char *>op.link[1] - sizeof(uintptr_t))
-
 cdef void emit_syscall(Vm *vm, uint64_t pc, int length) noexcept nogil:
     """The SYSCALL at ``pc`` is about to be translated."""
-    cdef void *tcg = vm.tcg
-    cdef TcgOp *op
-    cdef TcgOp *start
-    cdef int i
-    cdef uint64_t args[3]
-    if vm.syscall_call == NULL or not vm.env.hflags & HF_CS64 or \
-            vm.env.hflags & HF_INHIBIT_IRQ or vm.env.eflags & (FL_TF | FL_RF):
-        return
-    # The kind of lazy flags, which the translator knows and has perhaps not stored: it is written
-    # down in the mark that begins each instruction, together with the address. 0: it is stored.
-    op = tcg_emit_op(tcg, OP_MOVI_I32)
-    start = op_before(op)
-    if start.head & 0xff == OP_SET_LABEL:
-        start = op_before(start)
-    if start.args[0] == pc and start.args[1] != 0:
-        op.args[0] = <uintptr_t>vm.tcg_cc_op
-        op.args[1] = start.args[1]
-    else:
-        op.args[0] = <uintptr_t>tcg_temp_new(tcg, TCG_TYPE_I32, 0)
-        op.args[1] = 0
-        if start.args[0] != pc:
-            return
-    args[0] = <uint64_t>vm
-    args[1] = pc
-    args[2] = <uint64_t>length
-    for i in range(3):          # a TCGv is a TCGTemp by its distance from the TCGContext
-        args[i] = <uint64_t>tcg + <uint64_t>tcg_const(tcg, <int64_t>args[i])
-    op = tcg_emit_op(tcg, OP_CALL)
-    op.head |= 3 << 8           # arguments
-    for i in range(3):
-        op.args[i] = <uintptr_t>args[i]
-    op.args[3] = <uintptr_t>vm.syscall_call
-    op.args[4] = 0              # reads and writes all registers
-    tcg_gen_goto_next(tcg)
+    if vm.syscall_call != NULL and callable_here(vm) and \
+            emit_call(vm, pc, vm.syscall_call, <uint64_t>length, NULL):
+        tcg_gen_goto_next(vm.tcg)
 
 cdef uint64_t test_call_rip
 cdef uint64_t test_call_length

@@ -28,6 +28,7 @@ cdef extern from *:
 cdef enum:
     TCG_TYPE_I32 = 0
     TCG_COND_GE = 3
+    TCG_COND_EQ = 8
     OP_SET_LABEL = 1            # TCGOpcode: the place in tcg/tcg-opc.h
     OP_CALL = 2
     OP_MOVI_I32 = 6
@@ -51,9 +52,15 @@ cdef struct TcgTemp:
     void *state_ptr
 
 cdef struct TcgOp:
-    uint32_t head               # opcode, and of a call how many arguments (bits 8..11)
+    uint32_t head               # opcode; of a call how many arguments (bits 8..11) and results (12..15)
     void *link[2]               # the second: address of the link of the operation before
     uintptr_t args[8]
+
+cdef void place_label(void *tcg, void *label) noexcept nogil:
+    """Jumps to ``label`` lead here."""
+    cdef TcgOp *op = tcg_emit_op(tcg, OP_SET_LABEL)
+    op.args[0] = <uintptr_t>label
+    (<uint32_t *>label)[0] |= 1         # TCGLabel.present
 
 cdef TcgTemp *find_global(TcgHead *tcg, const char *name, size_t size) noexcept nogil:
     """The global of this name (``size`` with the 0 behind it); NULL if there is none.

@@ -55,6 +55,8 @@ cdef int on_translate(const void *key, const void *other, void *data) noexcept n
         return 0
     if first:
         begin_block(vm, pc)
+    elif length == AN_IRETQ:
+        emit_iretq(vm, pc)
     elif length:
         emit_syscall(vm, pc, length)
     return 1
@@ -70,24 +72,27 @@ cdef inline uint8_t code_byte(Vm *vm, const uint8_t *code, uint64_t pc, int at) 
 
 cdef enum:
     BARRED = -1
+    AN_IRETQ = 0x100
 
 cdef int translated_with_care(Vm *vm, const uint8_t *code, int length, uint64_t pc) noexcept nogil:
-    """BARRED, the length of a SYSCALL, or 0 for all else.
+    """BARRED, the length of a SYSCALL, AN_IRETQ (without other prefixes), or 0 for all else.
 
     Of ``code``, or if that is NULL of the code at ``pc``.
     """
     cdef uint8_t byte = code_byte(vm, code, pc, 0) if length else 0
     cdef int bits = 64 if vm.env.hflags & HF_CS64 else 32   # 16-bit code has the same prefixes
+    cdef uint8_t last = 0
     cdef bint lock = False
     cdef int at = 0
     while is_prefix(byte, bits):
+        last = byte
         lock |= byte == 0xf0
         at += 1
         if at == length:
             return 0
         byte = code_byte(vm, code, pc, at)
     if byte != 0x0f or at + 1 >= length:
-        return 0
+        return AN_IRETQ if byte == 0xcf and at == 1 and last == 0x48 else 0
     byte = code_byte(vm, code, pc, at + 1)
     if not lock:
         return at + 2 if byte == 0x05 else 0

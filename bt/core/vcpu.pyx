@@ -26,6 +26,7 @@ include "xen_pages.pxi"
 include "fold.pxi"
 include "tcg.pxi"
 include "stopcheck.pxi"
+include "call.pxi"
 include "syscall.pxi"
 include "translate.pxi"
 include "debug.pxi"
@@ -33,6 +34,7 @@ include "hooks.pxi"
 include "pv.pxi"
 include "npt.pxi"
 include "hvm.pxi"
+include "iret.pxi"
 include "kicker.pxi"
 include "temporaries.pxi"
 include "run.pxi"
@@ -320,6 +322,7 @@ cdef class Vcpu:
         guard_temporaries(vm)
         flags_check(vm)
         put_stops_in_line(vm)
+        iretq_check(vm)
         if asynchronous is None:
             asynchronous = not deterministic and stops_are_exact(vm)
         self.asynchronous = asynchronous
@@ -400,6 +403,7 @@ cdef class Vcpu:
         msr_fields(vm.uc, vm.env, &hvm.fields)
         write_msr(vm.uc, MSR_VM_HSAVE_PA, PA_WINDOW + HVM_SAVE)
         hvm_check(vm)
+        put_iretq_in_line(vm)
         self.set_intercepts(intercepts)
 
     def set_intercepts(self, codes):
@@ -664,6 +668,7 @@ cdef class Vcpu:
             segment_null(vm, seg, 0)
         update_features(vm)
         xen_make_gdt(vm)
+        put_iretq_in_line(vm)
         set_cpl(vm, 0, FL_IF | 2)
         x.kernel_sp = entry.rsp
         x.kernel_root = entry.cr3 >> 12

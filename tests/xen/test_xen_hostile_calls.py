@@ -15,6 +15,7 @@ from hostile import (
     ENOENT,
     ENOSYS,
     EVENT,
+    FREE,
     GP,
     L1,
     L2,
@@ -259,6 +260,45 @@ def test_gs_selectors(guest, selector):
     assert guest.enter_user("ud2").vector == UD
 
 
+# IRETQ itself, in the kernel ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("flags", [0x202, 0x2, 0xAD7, 0x247, 0x602, 0x200202, 0x3202], ids=hex)
+@pytest.mark.parametrize("stack", [8, 0, 0x58])
+def test_iretq_to_the_kernel(guest, flags, stack):
+    """Linux serialises with it. The first is the CPU's, the others are ours (bt/core/iret.pxi)."""
+    out = gva(FREE + 8)
+    end = guest.place("mov rsp, rbp\n mov rax, back\n jmp rax")
+    there = guest.place(f"""
+        pushfq
+        pop qword ptr [r13]
+        mov [r13+8], rsp
+        mov rsp, rbp
+        add r13, 16
+        mov rax, {end}
+        dec ebx
+        cmovnz rax, r14
+        jmp rax""")
+    again = guest.place(f"""
+        mov eax, ss
+        push rax
+        lea rax, [rsp+{stack}]
+        push rax
+        push {flags}
+        mov eax, cs
+        push rax
+        mov rax, {there}
+        push rax
+        cmp rax, rbx
+        iretq""")
+    setup = f"mov r13, {out}\n mov ebx, 5\n mov rbp, rsp\n mov r14, {again}\n jmp r14"
+    assert guest.run(setup) is None
+    turns = {(guest.get(FREE + 8, 2 * i), guest.get(FREE + 8, 2 * i + 1)) for i in range(5)}
+    [(found, rsp)] = turns
+    # IF is Xen's, and so is IOPL.
+    assert found == flags & ~0x3000 | 0x202
+    assert rsp & 0xFFF == (-8 + stack) & 0xFFF
+
+
 # Death: the domain's, never the VMM's ------------------------------------------------------------
 
 STACKS = {"unmapped": 0x1000, "not canonical": 1 << 63, "read-only": gva(L1 + 1), "M2P": M2P + 4096,
@@ -290,6 +330,21 @@ def test_iret_without_a_frame(guest, where):
     stack = STACKS[where] if where != "read-only" else 0x2000
     outcome = guest.die(f"mov rsp, {stack}\n mov eax, 23\n syscall")
     assert (outcome.kind, outcome.status) == ("died", 3)
+    assert violations(guest) == []
+    guest.came_back = False
+
+
+@pytest.mark.parametrize("where", STACKS)
+def test_iretq_without_a_frame(guest, where):
+    """Four times there is one."""
+    there = guest._next_code
+    guest.place("mov rsp, r13\n dec ebx\n cmovz rsp, r15\n iretq")
+    for index, word in enumerate((there, 0xE031, 0x202, gva(FREE + 8, 256), 0xE029)):
+        guest.put(FREE + 8, index, word)
+    outcome = guest.die(f"mov r13, {gva(FREE + 8)}\n mov r15, {STACKS[where]}\n mov ebx, 5\n"
+                        f"mov rax, {there}\n jmp rax")
+    assert (outcome.kind, outcome.status) == ("died", 3)
+    assert guest.vcpu.registers()["rbx"] == 0
     assert violations(guest) == []
     guest.came_back = False
 
