@@ -58,57 +58,5 @@ cdef int plain_iretq(Vm *vm, uint64_t rip, uint64_t unused) noexcept nogil:
     env.regs[RSP] = frame[3]
     return 1
 
-cdef void emit_iretq(Vm *vm, uint64_t pc) noexcept nogil:
-    """The IRETQ at ``pc`` is about to be translated: try `plain_iretq` before it."""
-    cdef TcgHead *tcg = <TcgHead *>vm.tcg
-    cdef TcgTemp *done
-    cdef TcgOp *op
-    cdef void *label
-    if vm.iretq_call == NULL or not callable_here(vm):
-        return
-    done = tcg_temp_new(tcg, TCG_TYPE_I32, 0)
-    if emit_call(vm, pc, vm.iretq_call, 0, done):
-        label = gen_new_label(tcg)
-        tcg_gen_brcondi(tcg, TCG_COND_EQ, <void *>(<char *>done - <char *>tcg), 0, label)
-        tcg_gen_goto_next(tcg)
-        place_label(tcg, label)
-    tcg_temp_free(tcg, done)
-
-cdef int test_iretq_calls
-
-cdef int on_test_iretq(Vm *vm, uint64_t rip, uint64_t unused) noexcept nogil:
-    global test_iretq_calls
-    test_iretq_calls += 1
-    if not real_flags(vm) & FL_ZF:
-        return 0
-    vm.env.eip = 8
-    return 1
-
-cdef int iretq_check(Vm *vm) except -1:
-    """See that an IRETQ can call ours; else RuntimeError."""
-    global test_iretq_calls
-    cdef uc_hook interrupts, fills
-    test_iretq_calls = 0
-    uc_hook_add(vm.uc, &interrupts, UC_HOOK_INTR, <void *>on_test_interrupt, vm, 1, 0)
-    uc_hook_add(vm.uc, &fills, UC_HOOK_TLB_FILL, <void *>on_test_fill, vm, 1, 0)
-    vm.iretq_call = <void *>on_test_iretq
-    try:
-        # cmp al, al ; iretq ; nops ; 8: int3. Then a comparison of what is not equal, and Unicorn's
-        # own, which finds a null CS on the stack.
-        vm.env.regs[RAX] = 0x5200
-        vm.env.regs[RSP] = 0x1000
-        for code, vector in ((b"\x38\xc0", 3), (b"\x38\xc4", EX_GP)):
-            test_run(vm, code + b"\x48\xcf\x90\x90\x90\x90\xcc", 1)
-            if test_vector != vector or vm.env.eip != (9 if vector == 3 else 2):
-                raise RuntimeError("unicorn does not translate an IRETQ as 2.1.4 does")
-        if test_iretq_calls != 2:
-            raise RuntimeError("unicorn does not translate an IRETQ as 2.1.4 does")
-    finally:
-        vm.iretq_call = NULL
-        test_clean(vm)
-        uc_hook_del(vm.uc, interrupts)
-        uc_hook_del(vm.uc, fills)
-    return 0
-
 cdef void put_iretq_in_line(Vm *vm) noexcept nogil:
     vm.iretq_call = <void *>plain_iretq

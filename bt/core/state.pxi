@@ -361,6 +361,7 @@ cdef struct Vm:
     void *tcg_cc_op
     void *syscall_call          # what SYSCALL calls (syscall.pxi); NULL: nothing of ours
     void *iretq_call            # likewise (iret.pxi)
+    void *rdtsc_call            # likewise (rdtsc.pxi)
     void *past_stop_call        # TCGLabel of the block under translation, until it is placed
     int stops_in_line           # blocks look for stops themselves
     int barred                  # an instruction that Unicorn cannot translate was met

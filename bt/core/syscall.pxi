@@ -7,8 +7,9 @@
 # behind it the jump to where the vCPU is by then; what Unicorn emits after it is never reached, and
 # removed by its translator.
 #
-# Not where a single step, RF or an interrupt shadow has to be seen to, and not under engine hvm,
-# whose interrupts are delivered by the main loop: `on_syscall` does those.
+# Not where a single step, RF or an interrupt shadow has to be seen to (`callable_here`): `on_syscall`
+# does those. Under engine hvm interrupts are delivered by the main loop, but none waits for a
+# SYSCALL: it never sets IF.
 
 cdef void call_syscall(Vm *vm, uint64_t rip, uint64_t length) noexcept nogil:
     vm.env.eip = rip

@@ -56,7 +56,11 @@ cdef int on_translate(const void *key, const void *other, void *data) noexcept n
     if first:
         begin_block(vm, pc)
     elif length == AN_IRETQ:
-        emit_iretq(vm, pc)
+        emit_try(vm, pc, vm.iretq_call)
+    elif length == AN_RDTSC:
+        emit_try(vm, pc, vm.rdtsc_call)
+        if vm.rdtsc_call != NULL:
+            tcg.nb_ops = OPS_ENOUGH         # what is behind it is another block's
     elif length:
         emit_syscall(vm, pc, length)
     return 1
@@ -73,9 +77,11 @@ cdef inline uint8_t code_byte(Vm *vm, const uint8_t *code, uint64_t pc, int at) 
 cdef enum:
     BARRED = -1
     AN_IRETQ = 0x100
+    AN_RDTSC = 0x200
 
 cdef int translated_with_care(Vm *vm, const uint8_t *code, int length, uint64_t pc) noexcept nogil:
-    """BARRED, the length of a SYSCALL, AN_IRETQ (without other prefixes), or 0 for all else.
+    """BARRED, the length of a SYSCALL, AN_IRETQ or AN_RDTSC (without prefixes; RDTSCP too), or 0 for all
+    else.
 
     Of ``code``, or if that is NULL of the code at ``pc``.
     """
@@ -95,6 +101,10 @@ cdef int translated_with_care(Vm *vm, const uint8_t *code, int length, uint64_t 
         return AN_IRETQ if byte == 0xcf and at == 1 and last == 0x48 else 0
     byte = code_byte(vm, code, pc, at + 1)
     if not lock:
+        if at == 0 and byte == 0x31:
+            return AN_RDTSC
+        if at == 0 and byte == 0x01 and length > 2 and code_byte(vm, code, pc, 2) == 0xf9:
+            return AN_RDTSC
         return at + 2 if byte == 0x05 else 0
     if at + 2 >= length:
         return 0

@@ -35,6 +35,7 @@ include "pv.pxi"
 include "npt.pxi"
 include "hvm.pxi"
 include "iret.pxi"
+include "rdtsc.pxi"
 include "kicker.pxi"
 include "temporaries.pxi"
 include "run.pxi"
@@ -322,7 +323,8 @@ cdef class Vcpu:
         guard_temporaries(vm)
         flags_check(vm)
         put_stops_in_line(vm)
-        iretq_check(vm)
+        put_syscalls_in_line(vm)
+        tries_check(vm)
         if asynchronous is None:
             asynchronous = not deterministic and stops_are_exact(vm)
         self.asynchronous = asynchronous
@@ -334,7 +336,6 @@ cdef class Vcpu:
         else:
             hide_sysenter(vm.env)
             sysenter_check(vm)
-            put_syscalls_in_line(vm)
         install_handlers(vm)
         for row in _TABLE:
             vm.kernel_rows[row.id] = row.kernel
@@ -404,6 +405,7 @@ cdef class Vcpu:
         write_msr(vm.uc, MSR_VM_HSAVE_PA, PA_WINDOW + HVM_SAVE)
         hvm_check(vm)
         put_iretq_in_line(vm)
+        vm.rdtsc_call = <void *>call_rdtsc
         self.set_intercepts(intercepts)
 
     def set_intercepts(self, codes):
