@@ -7,13 +7,14 @@
 #   real CPL      what Unicorn runs at: 1 for the guest's kernel, 3 for its user code; never 0
 #                 (engine hvm: the virtual one)
 #   GPA / GVA     guest-physical / guest-virtual (here always linear, segment base added) address
-#   PA            Unicorn's physical address: GPAs below RAM size, and the VMM's own pages far above
+#   PA            Unicorn's physical address: PA_RAM + GPA, and the VMM's own pages
 
-# The VMM's own ranges of Unicorn-physical addresses.
 cdef enum:
     COPY_PAGES = 1 << 14        # room for 64 MB of rewritten code pages
     KEPT_PAGES = 1024           # written pages of code whose blocks wait for what comes
 
+# Nothing is below the first: see `on_no_fetch`.
+cdef uint64_t PA_RAM = <uint64_t>1 << 41        # + GPA
 cdef uint64_t PA_COPY = <uint64_t>1 << 42       # rewritten copies of guest code pages
 cdef uint64_t PA_WINDOW = <uint64_t>1 << 43     # the stub window: per-vCPU page, then stub code
 cdef uint64_t PA_ABSENT = <uint64_t>1 << 44     # + GPA: nothing there; reads ones, ignores writes

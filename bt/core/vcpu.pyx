@@ -346,9 +346,10 @@ cdef class Vcpu:
         self.hook(UC_HOOK_INSN_INVALID, <void *>on_invalid)
         self.hook(UC_HOOK_TLB_FILL, <void *>on_fill)
         self.hook(UC_HOOK_EDGE_GENERATED, <void *>on_block)
-        # Addresses above every PA that is RAM: the hook must not touch stores to it.
-        self.check(uc_hook_add(vm.uc, &hook, UC_HOOK_MEM_FETCH_PROT, <void *>on_no_fetch, vm,
-                               <uint64_t>1 << 44, <uint64_t>-1), "hook")
+        # Addresses that no RAM has as its PA: the hook must not touch stores to it.
+        for first, last in ((0, PA_RAM - 1), (PA_ABSENT, <uint64_t>-1)):
+            self.check(uc_hook_add(vm.uc, &hook, UC_HOOK_MEM_FETCH_PROT, <void *>on_no_fetch, vm,
+                                   <uint64_t>first, <uint64_t>last), "hook")
         self.hook_instruction(UC_X86_INS_SYSCALL, <void *>on_syscall)
         self.hook_instruction(UC_X86_INS_SYSENTER, <void *>on_sysenter)
         self.hook_instruction(UC_X86_INS_CPUID, <void *>on_cpuid)
@@ -374,7 +375,7 @@ cdef class Vcpu:
         self.check(uc_ctl_exits_enable(vm.uc), "exits")
         self.check(uc_ctl_tlb_mode(vm.uc, UC_TLB_VIRTUAL), "virtual TLB")
         layout_find(vm.uc, &vm.env, &vm.cpu)
-        self.check(uc_mem_map_ptr(vm.uc, 0, vm.ram_size, 7, vm.ram), "RAM")
+        self.check(uc_mem_map_ptr(vm.uc, PA_RAM, vm.ram_size, 7, vm.ram), "RAM")
         self.check(uc_mem_map_ptr(vm.uc, PA_COPY, COPY_PAGES * 4096, 7, vm.copies), "copies")
         self.check(uc_mem_map_ptr(vm.uc, PA_WINDOW, WINDOW_SIZE, 7, vm.window), "stub window")
         self.check(uc_mmio_map(vm.uc, PA_ABSENT, ABSENT_SIZE, <void *>on_absent_read, vm,
