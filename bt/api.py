@@ -55,6 +55,7 @@ class Machine(machine.Machine):
         Raises InputError.
         """
         from bt.cli import disks as shapes
+        from bt.cli import virtio
         from bt.cli.devices import Devices
         from guests.linux import fetch, initramfs
 
@@ -70,7 +71,7 @@ class Machine(machine.Machine):
         path = Path(kernel) if kernel is not None else \
             fetch.kernel(package or devices.kernel_package or fetch.KERNEL_PACKAGE)
         extra = devices.archives()
-        modules = [*shapes.modules(images, engine), *devices.modules]
+        modules = virtio.modules([*shapes.modules(images, engine), *devices.modules], vm.virtio)
         if modules and kernel is None:
             from guests.linux.modules import Modules
             extra.append(Modules(*fetch.modules(path)).archive(modules))

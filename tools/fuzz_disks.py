@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A guest that attacks its disks: virtio block behind its PCI transport, and the ATA channel.
+"""A guest that attacks its disks: virtio block behind PCI or MMIO registers, and the ATA channel.
 
     python tools/fuzz_disks.py [--seconds 300] [--seed 1] [--device NAME]
 
@@ -32,6 +32,7 @@ from bt.machine.bus import Bus
 from bt.machine.dma import Dma
 from bt.machine.ram import PAGE
 from bt.virtio.device import VirtioDevice
+from bt.virtio.mmio import SIZE, VirtioMmio
 from bt.virtio.pci import COMMON, DEVICE, ISR, NOTIFY, VirtioPci
 
 RAM_BYTES = 1 << 20
@@ -112,6 +113,7 @@ def _block(mode: str) -> Callable[[World], VirtioDevice]:
 DEVICES: dict[str, Callable[[World], VirtioDevice]] = {
     "blk": _block(RW), "blk-ro": _block(RO), "blk-overlay": _block(OVERLAY),
 }
+DEVICES["blk-mmio"] = DEVICES["blk"]
 NAMES = (*DEVICES, "ata")
 
 
@@ -124,12 +126,16 @@ class Driver:
     def __init__(self, world: World, device: VirtioDevice) -> None:
         self.world, self.rng, self.device = world, world.rng, device
         self.told = bytearray(RAM_BYTES // 64)  # a byte for 64 bytes of RAM: the vCPU knows
-        self.function = VirtioPci(device, Dma(world.ram, self._begin))  # type: ignore[arg-type]
-        host = PciHost(world.bus, [lambda level: None] * 4, (10, 11, 10, 11))
-        host.on_message = lambda address, data: None
-        self.slot = host.add(self.function)
-        self.function.config_write(4, 2, COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER)
         self.areas: list[tuple[int, int, int, int]] = []
+        self.plug(Dma(world.ram, self._begin))  # type: ignore[arg-type]
+
+    def plug(self, dma: Dma) -> None:
+        """Put the device on its bus."""
+        self.function = VirtioPci(self.device, dma)
+        host = PciHost(self.world.bus, [lambda level: None] * 4, (10, 11, 10, 11))
+        host.on_message = lambda address, data: None
+        host.add(self.function)
+        self.function.config_write(4, 2, COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER)
 
     def _begin(self, gpa: int, length: int) -> None:
         if not 0 <= gpa < gpa + length <= RAM_BYTES:
@@ -242,24 +248,30 @@ class Driver:
 
     def step(self) -> None:
         """One random act."""
-        rng, what = self.rng, self.rng.random()
+        what = self.rng.random()
         if self.device.why_broken is not None and what < 0.3:
             self.start()
         elif what < 0.7:
             self.work()
-        elif what < 0.78:
+        elif what < 0.9:
+            self.poke(what)
+        elif what < 0.92:
+            self.start()
+        else:
+            self.work()
+
+    def poke(self, what: float) -> None:
+        """Read or write any register. what: 0.7 to 0.9, says how."""
+        rng = self.rng
+        if what < 0.78:
             page = rng.choice([COMMON, ISR, DEVICE, NOTIFY])
             self.put(page, rng.randrange(80), rng.choice([1, 2, 4, 8]), rng.getrandbits(64))
         elif what < 0.86:
             offset, size = rng.randrange(0x4000), rng.choice([1, 2, 4, 8])
             self.function.bar_read(rng.randrange(2), offset, size)
-        elif what < 0.9:
+        else:
             self.function.config_write(4 * rng.randrange(16, 64), 4, rng.getrandbits(32))
             self.function.config_read(4 * rng.randrange(64), 4)
-        elif what < 0.92:
-            self.start()
-        else:
-            self.work()
 
     def checked_step(self) -> None:
         """A step after which everything new in RAM must have been announced."""
@@ -286,9 +298,41 @@ class Driver:
                         raise Failure(f"RAM at {at:#x} was written, and the vCPU was not told")
 
 
+class MmioDriver(Driver):
+    """The same for a device in memory."""
+
+    _BASE = 0xFED0_0000
+    #: Where a field of the PCI transport's common configuration is here.
+    _REGISTERS = {8: 0x24, 12: 0x20, 20: 0x70, 22: 0x30, 24: 0x38, 28: 0x44}
+
+    def plug(self, dma: Dma) -> None:
+        device = VirtioMmio(self.device, dma, lambda level: None, base=self._BASE)
+        self.world.bus.claim_mmio(device, self._BASE, SIZE)
+
+    def put(self, page: int, offset: int, size: int, value: int) -> None:
+        write = self.world.bus.write_mmio
+        if page == NOTIFY:
+            write(self._BASE + 0x50, 4, offset // 4)
+        elif offset in self._REGISTERS:
+            write(self._BASE + self._REGISTERS[offset], 4, value)
+        else:       # an address, of 64 bits
+            register = self._BASE + 0x80 + 2 * (offset - 32)
+            write(register, 4, value & 0xFFFF_FFFF)
+            write(register + 4, 4, value >> 32)
+
+    def poke(self, what: float) -> None:
+        rng, bus, size = self.rng, self.world.bus, self.rng.choice([1, 2, 4, 4, 4, 8])
+        at = self._BASE + rng.choice([rng.randrange(SIZE), 4 * rng.randrange(SIZE // 4)])
+        if what < 0.8:
+            bus.write_mmio(at, size, rng.choice([0, 1, rng.getrandbits(8 * size)]))
+        else:
+            bus.read_mmio(at, size)
+
+
 def fuzz_virtio(world: World, name: str, steps: int) -> None:
     """``steps`` acts on a fresh device."""
-    driver = Driver(world, DEVICES[name](world))
+    kind = MmioDriver if name == "blk-mmio" else Driver
+    driver = kind(world, DEVICES[name](world))
     driver.start()
     for step in range(steps):
         if step % 64 == 0:

@@ -31,6 +31,8 @@ _END = 0xF0000
 _OEM = b"RING1 "
 _OEM_TABLE = b"RING1VMM"
 _CREATOR = b"RNG1"
+#: Bytes of a virtio device's registers.
+VIRTIO_SIZE = 0x200
 
 
 class Hardware(NamedTuple):
@@ -53,6 +55,8 @@ class Hardware(NamedTuple):
     pci_memory: tuple[tuple[int, int], ...]
     #: (slot, pin 0-3) -> (interrupt at the I/O APIC, interrupt at the 8259s).
     pci_routes: Mapping[tuple[int, int], tuple[int, int]]
+    #: (address, interrupt) of each virtio device that is in memory and on no bus.
+    virtio: tuple[tuple[int, int], ...] = ()
 
 
 def checksum(data: bytes) -> int:
@@ -141,7 +145,15 @@ def _dsdt(hardware: Hardware) -> bytes:
             aml.define("PRTA", _routes(hardware, 0)),
             aml.define("PRTP", _routes(hardware, 1)),
         ]
-    terms.append(aml.scope("\\_SB_", aml.device("PCI0", *bridge)))
+    devices = [aml.device("PCI0", *bridge)]
+    # LNRO0005 is what Linux and QEMU agreed on; the specification of virtio has no ACPI.
+    devices += [aml.device(f"VM{number:02X}",
+                           aml.define("_HID", aml.text("LNRO0005")),
+                           aml.define("_UID", aml.integer(number)),
+                           aml.define("_CRS", aml.resources(aml.memory_fixed(address, VIRTIO_SIZE),
+                                                            aml.interrupt(interrupt))))
+                for number, (address, interrupt) in enumerate(hardware.virtio)]
+    terms.append(aml.scope("\\_SB_", *devices))
     return _table(b"DSDT", 2, b"".join(terms))
 
 

@@ -134,6 +134,16 @@ def memory_range(first: int, last: int) -> bytes:
     return _address_space("Q" if wide else "I", 0x8A if wide else 0x87, 0, 1, first, last)
 
 
+def memory_fixed(start: int, length: int) -> bytes:
+    """Memory32Fixed, read and write, of a device (6.4.3.4)."""
+    return struct.pack("<BHBII", 0x86, 9, 1, start, length)
+
+
+def interrupt(number: int) -> bytes:
+    """Interrupt of a device: level-triggered, active high, shared (6.4.3.6)."""
+    return struct.pack("<BHBBI", 0x89, 6, _CONSUMER | 1 << 3, 1, number)
+
+
 def _address_space(form: str, tag: int, kind: int, flags: int, first: int, last: int) -> bytes:
     """An address space descriptor (6.4.3.5): granularity, minimum, maximum, translation, length."""
     body = struct.pack("<BBB5" + form, kind, _FIXED | _PRODUCER, flags,

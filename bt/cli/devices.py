@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bt.cli import net, share
+from bt.cli import net, share, virtio
 from bt.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ def add_arguments(add: Callable[..., Any]) -> None:
         help=share.HELP)
     add("--console", default="serial", metavar="NAME",
         help="serial (default), or virtio: hvc0 for everything")
+    add("--virtio", default="pci", choices=virtio.DRIVERS, metavar="BUS",
+        help="what virtio devices are on: pci (default) or mmio")
     add("--rng", action="store_true", help="an entropy device, /dev/hwrng")
 
 

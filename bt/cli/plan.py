@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from bt.cli import devices, disks
+from bt.cli import devices, disks, virtio
 from bt.engines.base import GuestFile
 from bt.errors import InputError
 from bt.machine.terminal import has_input
@@ -70,7 +70,8 @@ def _plan_linux(options: argparse.Namespace, extras: devices.Devices) -> Plan:
         if options.disk and options.command is None:
             extra.append(initramfs.root_cpio(disks.root_device(options.disk, options.engine)))
         extra += extras.archives()
-        wanted = [*disks.modules(options.disk, options.engine), *extras.modules]
+        wanted = virtio.modules(
+            [*disks.modules(options.disk, options.engine), *extras.modules], options.virtio)
         if wanted and not options.kernel:  # a kernel of one's own has its drivers built in
             from guests.linux.modules import Modules
 

@@ -81,6 +81,7 @@ def _run(options: argparse.Namespace, extras: devices.Devices) -> int:
         engine=options.engine,
         machine=options.machine,
         intercept=options.intercept,
+        virtio=options.virtio,
         ram_bytes=options.mem,
         deterministic=options.deterministic,
         trace=sys.stderr if options.trace else None,

@@ -22,6 +22,8 @@ line  device                      ports
 -     I/O APIC, 24 pins           0xfec00000
 9     ACPI power management       0x600-0x605, 0x608-0x60b
 10 11 PCI                         0xcf8, 0xcfc-0xcff
+5-7   virtio devices, if not on   0xfed00000-0xfed1ffff
+12    PCI
 ====  ==========================  ===========================
 
 All else reads as ones and ignores writes, without an exit to Python: VGA, ATA, DMA, keyboard
@@ -46,6 +48,7 @@ from bt.devices.pic import Pic8259Pair
 from bt.devices.pit import Pit8254
 from bt.devices.reset import CF9, PowerControl
 from bt.devices.uart import Uart
+from bt.errors import InputError
 from bt.machine import cpuid, msr
 from bt.machine.bus import Bus
 from bt.machine.cpu import VirtualCpu
@@ -118,6 +121,10 @@ class LegacyPc:
     def on_power_off(self, power_off: Callable[[], None]) -> None:
         """What to call when the guest switches the board off: it has no way to."""
 
+    def virtio_place(self) -> tuple[int, Callable[[bool], None]]:
+        """Address and interrupt line for a virtio device that is not on PCI. Raises InputError."""
+        raise InputError("virtio over MMIO needs --machine pc, whose ACPI tables say where it is")
+
     def install_firmware(self, ram: Ram) -> int:
         """What firmware leaves in RAM for a kernel: the address of the ACPI RSDP, or 0."""
         return 0
@@ -137,6 +144,10 @@ PCI_IRQS = (10, 11, 10, 11)
 #: And the first of the four pins of the I/O APIC.
 PCI_PIN = 16
 SCI = 9
+#: ISA interrupts that nothing else is on, for virtio devices that are not on PCI, in turns.
+VIRTIO_IRQS = (5, 6, 7, 12)
+#: Where those are: above the I/O APIC, a page each.
+VIRTIO_MEMORY = (0xFED0_0000, 0xFED2_0000)
 #: The 8254 is on pin 2 of the I/O APIC, as on every PC; the other ISA interrupts keep their number.
 OVERRIDES = {0: 2}
 
@@ -163,6 +174,8 @@ class Pc(LegacyPc):
         self.pm = AcpiPm(bus, clock, timers, self.isa_line(SCI))
         self.pci = PciHost(bus, self._pci_lines(), PCI_IRQS)
         self.pci.on_message = self.lapic.message
+        self._virtio: list[tuple[int, int]] = []
+        self._virtio_lines: list[list[Callable[[bool], None]]] = []
 
     def isa_line(self, number: int) -> Callable[[bool], None]:
         pin = OVERRIDES.get(number, number)
@@ -173,6 +186,23 @@ class Pc(LegacyPc):
                 self._ioapic.set_irq(pin, level)
 
         return drive
+
+    def virtio_place(self) -> tuple[int, Callable[[bool], None]]:
+        """Address and interrupt line for a virtio device that is not on PCI. Raises ValueError when
+        all are given out.
+        """
+        number = len(self._virtio)
+        start, end = VIRTIO_MEMORY
+        address = start + 0x1000 * number
+        if address == end:
+            raise ValueError(f"{number} of them are there")
+        if not self._virtio_lines:
+            shares = -(-(end - start) // 0x1000 // len(VIRTIO_IRQS))
+            self._virtio_lines = [shared_line(self.isa_line(irq), shares) for irq in VIRTIO_IRQS]
+        which = number % len(VIRTIO_IRQS)
+        self.pic.set_level_triggered(VIRTIO_IRQS[which])
+        self._virtio.append((address, VIRTIO_IRQS[which]))
+        return address, self._virtio_lines[which][number // len(VIRTIO_IRQS)]
 
     def _pci_lines(self) -> list[Callable[[bool], None]]:
         """Each line has a pin of the I/O APIC, and shares one of the 8259s."""
@@ -224,7 +254,8 @@ class Pc(LegacyPc):
             pm_timer=acpi_pm.PM_TIMER, s5=acpi_pm.S5, sci=SCI, reset_port=CF9, reset_value=6,
             lapic=lapic.BASE, ioapic=ioapic.BASE, ioapic_id=ioapic.IDENTITY, overrides=OVERRIDES,
             pci_io=((0, CONFIG_ADDRESS), (CONFIG_DATA + 4, 0x10000)),
-            pci_memory=(MEMORY_WINDOW, HIGH_WINDOW), pci_routes=routes))
+            pci_memory=(MEMORY_WINDOW, HIGH_WINDOW), pci_routes=routes,
+            virtio=tuple(self._virtio)))
 
 
 #: What ``--machine`` can be, and what each is.

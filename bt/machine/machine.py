@@ -68,6 +68,10 @@ class Outcome:
     report: str | None = None
 
 
+#: What virtio devices can be on.
+VIRTIO = ("pci", "mmio")
+
+
 class _CpuClock:
     """Virtual time for devices: the vCPU's."""
 
@@ -98,7 +102,8 @@ class Machine:
     time counts executed work, so that a run repeats exactly. ``trace``: a stream for one line an
     exit. ``console`` takes what COM1 sends; ``channels`` maps 2 and 3 to sinks of COM2 and COM3.
     ``audit`` checks the real privilege level on every executed block (slow). ``intercept``: engine
-    hvm; what exits besides what must (bt.core.svm.GROUPS). Raises InputError.
+    hvm; what exits besides what must (bt.core.svm.GROUPS). ``virtio``: what virtio devices are on,
+    "pci" or "mmio". Raises InputError.
     """
 
     def __init__(self, *, engine: str = "bt", machine: str | None = None,
@@ -106,12 +111,16 @@ class Machine:
                  trace: TextIO | None = None,
                  console: Callable[[bytes], None] = lambda data: None,
                  channels: Mapping[int, Callable[[bytes], None]] | None = None,
-                 audit: bool = False, hot: int = HOT, intercept: str = "") -> None:
+                 audit: bool = False, hot: int = HOT, intercept: str = "",
+                 virtio: str = "pci") -> None:
         if engine not in ENGINES:
             raise InputError(f"no engine {engine!r}: one of {', '.join(ENGINES)}")
         self.engine = ENGINES[engine]
         if intercept and not self.engine.intercepts:
             raise InputError(f"engine {engine} has no hardware to intercept with: that is hvm's")
+        if virtio not in VIRTIO:
+            raise InputError(f"no virtio over {virtio!r}: one of {', '.join(VIRTIO)}")
+        self.virtio = virtio
         machine = board(machine, self.engine)
         self._engine = self.engine.open()
         self.guest_bytes = ram_bytes & ~0xFFF
@@ -294,10 +303,14 @@ class Machine:
     # Devices beside the board's own ------------------------------------------------------------
 
     def add_virtio(self, device: VirtioDevice) -> None:
-        """Put a virtio device on the PCI bus. Before `load`, which makes the ACPI tables.
+        """Put a virtio device on the PCI bus, or where ``virtio`` says. Before `load`, which makes
+        the ACPI tables.
 
-        Raises InputError without PCI.
+        Raises InputError if the machine has none of it.
         """
+        if self.virtio == "mmio" and not self.engine.paravirtual:
+            self._add_virtio_mmio(device)
+            return
         if self.pc.pci is None:
             raise InputError(f"{device.name} needs a machine with PCI: "
                              + ("engine pv has none" if self.engine.paravirtual
@@ -309,6 +322,15 @@ class Machine:
                                       msix=self.pc.pci.on_message is not None))
         except ValueError as error:
             raise InputError(f"no room for one more {device.name}: {error}") from None
+
+    def _add_virtio_mmio(self, device: VirtioDevice) -> None:
+        from bt.virtio.mmio import SIZE, VirtioMmio
+        try:
+            base, line = self.pc.virtio_place()
+        except ValueError as error:
+            raise InputError(f"no room for one more {device.name}: {error}") from None
+        self.bus.claim_mmio(VirtioMmio(device, self.dma, line, self.device_report, base=base),
+                            base, SIZE)
 
     def add_console(self, size: tuple[int, int] | None = None) -> None:
         """A virtio console in place of the serial ports; ``size``: columns and rows of the

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from bt.devices.pci import CAP_VENDOR, PciFunction
 from bt.machine.dma import Dma
-from bt.virtio.device import F_VERSION_1, QUEUE_FEATURES, VirtioDevice
-from bt.virtio.queue import Virtqueue
+from bt.virtio.device import VirtioDevice
+from bt.virtio.registers import ISR_CONFIG, ISR_QUEUE, Registers
 
 VENDOR = 0x1AF4
 _FIRST_DEVICE = 0x1040  # + virtio device id (4.1.2.1)
@@ -26,17 +26,14 @@ _PAGE = 0x1000
 CFG_COMMON, CFG_NOTIFY, CFG_ISR, CFG_DEVICE, CFG_PCI = range(1, 6)
 _NOTIFY_MULTIPLIER = 4
 
-# Device status bits (2.1).
-ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
 NO_VECTOR = 0xFFFF
-_ISR_QUEUE, _ISR_CONFIG = 1, 2
 
 # The common configuration (4.1.4.3) as one structure.
 _LAYOUT = struct.Struct("<IIIIHHBBHHHHHQQQHH")
 _CAPABILITY = struct.Struct("<BBBBHII")  # behind the two header bytes: length, type, bar, id, ...
 
 
-class VirtioPci(PciFunction):
+class VirtioPci(Registers, PciFunction):
     """One virtio device as a function to put on a PciHost.
 
     ``report(text)`` is told, in one line, when the driver breaks a rule. ``msix``: offer MSI-X
@@ -47,16 +44,14 @@ class VirtioPci(PciFunction):
                  report: Callable[[str], None] = lambda text: None, *,
                  msix: bool = True) -> None:
         # Revision 1 and the transitional devices' subsystem rule: 4.1.2.1.
-        super().__init__(VENDOR, _FIRST_DEVICE + device.device_id, device.pci_class, revision=1,
-                         subsystem_vendor=VENDOR, subsystem_id=0x40 + device.device_id,
-                         interrupt_pin=1)
-        self.device = device
-        self._report = report
+        PciFunction.__init__(self, VENDOR, _FIRST_DEVICE + device.device_id, device.pci_class,
+                             revision=1, subsystem_vendor=VENDOR,
+                             subsystem_id=0x40 + device.device_id, interrupt_pin=1)
+        Registers.__init__(self, device, dma, report)
         self.add_bar(0, "mem32", 4 * _PAGE)
         for kind, offset, length in ((CFG_COMMON, COMMON, _LAYOUT.size), (CFG_ISR, ISR, 1),
                                      (CFG_DEVICE, DEVICE, _PAGE)):
             self._structure(kind, offset, length)
-        device.attach(self, dma)
         self._structure(CFG_NOTIFY, NOTIFY, _NOTIFY_MULTIPLIER * max(len(device.queues), 1),
                         struct.pack("<I", _NOTIFY_MULTIPLIER))
         # The window: bar, offset, length and data are the driver's to write (4.1.4.9).
@@ -67,9 +62,6 @@ class VirtioPci(PciFunction):
             self._vectors = len(device.queues) + 1
             self.add_bar(1, "mem32", _PAGE)
             self.add_msix(self._vectors, 1)
-        self._offered = device.features | QUEUE_FEATURES
-        self._generation = 0
-        self._clear()
 
     def _structure(self, kind: int, offset: int, length: int, more: bytes = b"",
                    writable: bytes = b"") -> int:
@@ -78,36 +70,21 @@ class VirtioPci(PciFunction):
             CAP_VENDOR, _CAPABILITY.pack(size, kind, 0, 0, 0, offset, length) + more, writable)
 
     def _clear(self) -> None:
-        """Everything that a reset clears."""
-        self._status = 0
-        self._device_select = self._driver_select = self._queue_select = 0
-        self._driver_features = 0
+        super()._clear()
         self._config_vector = NO_VECTOR
         self._queue_vectors = [NO_VECTOR] * len(self.device.queues)
-        self._isr = 0
 
-    # What the device calls --------------------------------------------------------------------
-
-    def queue_interrupt(self, index: int) -> None:
-        self._interrupt(self._queue_vectors[index], _ISR_QUEUE)
-
-    def config_interrupt(self) -> None:
-        self._generation = (self._generation + 1) & 0xFF
-        if self._status & DRIVER_OK:
-            self._interrupt(self._config_vector, _ISR_CONFIG)
-
-    def needs_reset(self, why: str) -> None:
-        self._report(f"{self.device.name}: the driver broke a rule, device stopped: {why}")
-        self._status |= NEEDS_RESET
-        self.config_interrupt()
-
-    def _interrupt(self, vector: int, isr: int) -> None:
+    def _raise(self, queue: int | None) -> None:
         if self.msix_enabled:
+            vector = self._config_vector if queue is None else self._queue_vectors[queue]
             if vector != NO_VECTOR:
                 self.msix_notify(vector)
             return
-        self._isr |= isr
+        self._isr |= ISR_CONFIG if queue is None else ISR_QUEUE
         self.set_irq(True)
+
+    def _lower(self) -> None:
+        self.set_irq(False)
 
     # BAR 0 ------------------------------------------------------------------------------------
 
@@ -132,11 +109,7 @@ class VirtioPci(PciFunction):
             return
         page, at = offset & ~(_PAGE - 1), offset & (_PAGE - 1)
         if page == NOTIFY:
-            index = at // _NOTIFY_MULTIPLIER
-            # Nothing is taken from a queue before DRIVER_OK (2.1.2).
-            if self._status & DRIVER_OK and index < len(self.device.queues) and \
-                    self.device.queues[index].ready:
-                self.device.notify(index)
+            self._notify(at // _NOTIFY_MULTIPLIER)
         elif page == COMMON:
             write = self._WRITERS.get((at, size))
             if write is not None:
@@ -173,10 +146,6 @@ class VirtioPci(PciFunction):
 
     # Common configuration ----------------------------------------------------------------------
 
-    def _queue(self) -> Virtqueue | None:
-        queues = self.device.queues
-        return queues[self._queue_select] if self._queue_select < len(queues) else None
-
     def _common(self) -> bytes:
         queue = self._queue()
         fields: tuple[int, ...] = (0,) * 7
@@ -193,75 +162,24 @@ class VirtioPci(PciFunction):
             self._queue_select, size, vector, enabled, notify_off, descriptors, driver, device,
             data, 0)
 
-    @staticmethod
-    def _half(features: int, select: int) -> int:
-        return features >> 32 * select & 0xFFFF_FFFF if select < 2 else 0
-
-    def _write_device_select(self, value: int) -> None:
-        self._device_select = value
-
-    def _write_driver_select(self, value: int) -> None:
-        self._driver_select = value
-
-    def _write_driver_features(self, value: int) -> None:
-        if self._driver_select < 2 and not self._status & FEATURES_OK:
-            shift = 32 * self._driver_select
-            self._driver_features &= ~(0xFFFF_FFFF << shift)
-            self._driver_features |= value << shift
-
     def _write_config_vector(self, value: int) -> None:
         self._config_vector = value if value < self._vectors else NO_VECTOR
-
-    def _write_status(self, value: int) -> None:
-        if value == 0:
-            self._clear()
-            self.device.full_reset()
-            self.set_irq(False)
-            return
-        new = value & ~self._status
-        if new & FEATURES_OK:
-            if self._driver_features & ~self._offered or not self._driver_features & F_VERSION_1:
-                value &= ~FEATURES_OK  # the driver looks whether it stayed (3.1.1)
-            else:
-                self.device.agree(self._driver_features)
-        # A driver may not take bits back but by a reset; it cannot clear NEEDS_RESET.
-        self._status |= value & (ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED)
-
-    def _write_queue_select(self, value: int) -> None:
-        self._queue_select = value
-
-    def _write_queue_size(self, value: int) -> None:
-        queue = self._queue()
-        if queue is not None and not queue.enabled:
-            queue.size = value
 
     def _write_queue_vector(self, value: int) -> None:
         if self._queue() is not None:
             self._queue_vectors[self._queue_select] = value if value < self._vectors else NO_VECTOR
 
-    def _write_queue_enable(self, value: int) -> None:
-        queue = self._queue()
-        if queue is not None and value == 1 and not queue.enabled and self._status & FEATURES_OK \
-                and not self._status & NEEDS_RESET:
-            queue.enable()
-
-    def _write_address(self, field: str, shift: int, size: int, value: int) -> None:
-        queue = self._queue()
-        if queue is not None and not queue.enabled:
-            mask = ((1 << 8 * size) - 1) << shift
-            setattr(queue, field, getattr(queue, field) & ~mask | value << shift)
-
     #: (offset, size) of a field, as drivers must access it (4.1.3.1): what a write does.
     _WRITERS: dict[tuple[int, int], Callable[[VirtioPci, int], None]] = {
-        (0, 4): _write_device_select,
-        (8, 4): _write_driver_select,
-        (12, 4): _write_driver_features,
+        (0, 4): Registers._write_device_select,
+        (8, 4): Registers._write_driver_select,
+        (12, 4): Registers._write_driver_features,
         (16, 2): _write_config_vector,
-        (20, 1): _write_status,
-        (22, 2): _write_queue_select,
-        (24, 2): _write_queue_size,
+        (20, 1): Registers._write_status,
+        (22, 2): Registers._write_queue_select,
+        (24, 2): Registers._write_queue_size,
         (26, 2): _write_queue_vector,
-        (28, 2): _write_queue_enable,
+        (28, 2): Registers._write_queue_enable,
     }
 
 

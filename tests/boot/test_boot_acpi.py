@@ -23,13 +23,18 @@ class Clock:
         return 0
 
 
-def machine(*pins):
-    """A PC with a PCI function for each interrupt pin, from slot 1 on, and its RAM."""
+def machine(*pins, virtio=0):
+    """A PC with a PCI function for each interrupt pin, from slot 1 on, and its RAM.
+
+    ``virtio``: that many virtio devices that are not on PCI.
+    """
     clock = Clock()
     ram = Ram(1 << 20)
     pc = Pc(clock, TimerQueue(clock), Bus(), ram.size)
     for pin in pins:
         pc.pci.add(PciFunction(1, 2, 0x020000, interrupt_pin=pin))
+    for _ in range(virtio):
+        pc.virtio_place()
     assert pc.install_firmware(ram) == acpi.ROOT
     return ram
 
@@ -143,6 +148,24 @@ def test_the_dsdt_is_what_it_is_meant_to_be(iasl, tmp_path, pins):
                          r"Zero, Zero, 0x11 \}", flat), flat
         assert re.search(r"Name \(PRTP, .* \{ 0x0001FFFF, Zero, Zero, 0x0B \}", flat)
     # And it compiles again, without a complaint.
+    done = subprocess.run(["iasl", "-p", str(tmp_path / "again"), str(source)],
+                          capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert "0 Errors, 0 Warnings" in done.stdout, done.stdout + done.stderr
+
+
+def test_virtio_devices_in_memory(iasl, tmp_path):
+    source = iasl("dsdt", find(machine(virtio=32))["DSDT"])
+    flat = re.sub(r"\s+", " ", re.sub(r"//.*|/\*.*?\*/", "", source.read_text()))
+    found = re.findall(
+        r'Device \(VM(..)\) \{ Name \(_HID, "LNRO0005"\) Name \(_UID, (\w+)\) '
+        r"Name \(_CRS, ResourceTemplate \(\) \{ Memory32Fixed \(ReadWrite, (\w+), (\w+), \) "
+        r"Interrupt \(ResourceConsumer, Level, ActiveHigh, Shared, ,, \) "
+        r"\{ (\w+), \} \}\) \}", flat)
+    assert len(found) == 32, flat
+    for number, (name, _, address, length, interrupt) in enumerate(found):
+        assert name == f"{number:02X}"
+        assert (int(address, 16), int(length, 16)) == (0xFED00000 + 0x1000 * number, 0x200)
+        assert int(interrupt, 16) == (5, 6, 7, 12)[number % 4]
     done = subprocess.run(["iasl", "-p", str(tmp_path / "again"), str(source)],
                           capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert "0 Errors, 0 Warnings" in done.stdout, done.stdout + done.stderr

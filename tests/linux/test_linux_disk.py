@@ -31,6 +31,9 @@ cat /sys/block/{name}/ro
 
 @pytest.mark.parametrize(("options", "interface", "name"), [
     ((), "virtio", "vda"), ((), "ata", "sda"), (("--machine", "legacy"), "ata", "sda"),
+    (("--virtio", "mmio"), "virtio", "vda"),
+    (("--virtio", "mmio", "--append", "noapic"), "virtio", "vda"),
+    (("--engine", "hvm", "--virtio", "mmio"), "virtio", "vda"),
     (("--engine", "hvm"), "virtio", "vda"), (("--engine", "hvm"), "ata", "sda"),
     (("--engine", "pv"), "xen", "xvda")])
 def test_read_and_write(bt, image: Path, options: tuple[str, ...], interface: str,

@@ -39,12 +39,12 @@ def first_on(cable: Path, *arguments: str, engine: str = "bt") -> Iterator[None]
         process.wait(timeout=PATIENCE)
 
 
-@pytest.mark.parametrize("engine", ["bt", "hvm"])
-def test_a_guest_fetches_a_page_from_another_guest(bt, tmp_path: Path, engine: str):
+@pytest.mark.parametrize(("engine", "bus"), [("bt", "pci"), ("hvm", "pci"), ("bt", "mmio")])
+def test_a_guest_fetches_a_page_from_another_guest(bt, tmp_path: Path, engine: str, bus: str):
     cable = tmp_path / "cable"
     with first_on(cable, "--", "httpd", "-f", "-h", "/etc", engine=engine):
         result = bt("run", "linux", "--engine", engine, "--net", f"unix:{cable}", "--timeout",
-                    "120", "--", "sh", "-c",
+                    "120", "--virtio", bus, "--", "sh", "-c",
                     f"{FETCH}; cat /sys/class/net/eth0/address; ip -o -4 addr show eth0")
     assert (result.status, result.err) == (0, "")
     page, mac, address = result.out.splitlines()
@@ -120,16 +120,18 @@ def test_a_shared_folder(bt, fetched, tmp_path: Path):
     assert sorted(path.name for path in (tmp_path / "read").iterdir()) == ["big", "file", "out"]
 
 
-def test_a_virtio_console_carries_a_command(bt):
+@pytest.mark.parametrize("bus", ["pci", "mmio"])
+def test_a_virtio_console_carries_a_command(bt, bus: str):
     data = bytes(range(256)) * 300
-    result = bt("run", "linux", "--console", "virtio", "--", "sh", "-c",
+    result = bt("run", "linux", "--console", "virtio", "--virtio", bus, "--", "sh", "-c",
                 "md5sum; seq 20000 | tail -1; exit 6", input=data)
     assert result.status == 6
     assert result.out.split() == [hashlib.md5(data).hexdigest(), "-", "20000"]
 
 
-def test_random_bytes_repeat_when_the_run_does(bt):
-    command = ("run", "linux", "--rng", "--deterministic", "--", "sh", "-c",
+@pytest.mark.parametrize("bus", ["pci", "mmio"])
+def test_random_bytes_repeat_when_the_run_does(bt, bus: str):
+    command = ("run", "linux", "--rng", "--deterministic", "--virtio", bus, "--", "sh", "-c",
                "cat /sys/class/misc/hw_random/rng_current; head -c 20 /dev/hwrng | md5sum")
     first, second = bt(*command), bt(*command)
     assert first.status == 0 and first.out.startswith("virtio_rng.0\n")
