@@ -21,8 +21,8 @@ class FakeMachine:
     made: list[FakeMachine] = []
     guest = staticmethod(lambda machine: Outcome())
 
-    def __init__(self, *, engine, machine, intercept, ram_bytes, deterministic, trace, console,
-                 channels):
+    def __init__(self, *, engine, machine, intercept, virtio, ram_bytes, deterministic, trace,
+                 console, channels):
         self.engine, self.machine = engine, machine
         self.ram_bytes, self.deterministic = ram_bytes, deterministic
         self.trace, self.console, self.channels = trace, console, channels
