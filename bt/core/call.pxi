@@ -57,7 +57,9 @@ cdef bint emit_call(Vm *vm, uint64_t pc, void *function, uint64_t last,
     return True
 
 cdef void emit_try(Vm *vm, uint64_t pc, void *function) noexcept nogil:
-    """Likewise (``last`` is 0), and go on at env.eip if it returns 1; if 0, with the instruction as Unicorn has it."""
+    """Likewise (``last`` is 0), and go on at env.eip if it returns 1; if 0, with the instruction as
+    Unicorn has it.
+    """
     cdef TcgHead *tcg = <TcgHead *>vm.tcg
     cdef TcgTemp *done
     cdef void *label

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # IRETQ of a kernel to its own ring, as a call out of the block.
 #
-# Linux serialises with it (sync_core): 108,000 times in a boot, more often than it does anything
-# else that is slow to Unicorn, which reads nine words through its slow path, loads two segments that
-# are loaded, and leaves for its main loop: 108 ns. Here are the cases in which nothing changes but
+# Linux serialises with it (sync_core): 108,000 times in a boot. Unicorn reads nine words through its
+# slow path, loads two segments that are loaded, and leaves for its main loop: 108 ns. Here are the cases in which nothing changes but
 # RIP, RSP and the arithmetic flags; all else is left to Unicorn.
 #
 # Engine hvm, whose IRETQ is no exit, and Xen domains, whose flat kernel segments are real: under the
@@ -12,10 +11,11 @@
 cdef enum:
     HF2_NMI = 1 << 2            # IRET ends the blocking of NMIs
 
-cdef uint32_t NULL_SS = D_P | D_S | D_RW | D_A | D_B | D_G      # what IRET makes of a null SS at CPL 0
+# What IRET makes of a null SS at CPL 0.
+cdef uint32_t NULL_SS = D_P | D_S | D_RW | D_A | D_B | D_G
 
 cdef bint loaded_already(Vm *vm, int seg, uint64_t selector) noexcept nogil:
-    """Whether loading ``selector`` would leave CS or SS as it is. False also if that is not known."""
+    """Whether loading ``selector`` would leave CS or SS as it is. False also if it is not known."""
     cdef Seg *s = &vm.env.segs[seg]
     cdef const uint32_t *e
     selector &= 0xffff

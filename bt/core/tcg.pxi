@@ -52,7 +52,7 @@ cdef struct TcgTemp:
     void *state_ptr
 
 cdef struct TcgOp:
-    uint32_t head               # opcode; of a call how many arguments (bits 8..11) and results (12..15)
+    uint32_t head               # opcode; of a call: arguments (bits 8..11) and results (12..15)
     void *link[2]               # the second: address of the link of the operation before
     uintptr_t args[8]
 
