@@ -18,7 +18,7 @@ _MODES = ("rw", "ro", "overlay")
 _MAX_DISKS = 16
 #: More command line for a guest that boots from a disk. The translations of a program are kept by
 #: address; with random addresses each process of a Debian system would need its own, which costs a
-#: third of the time to its login prompt. `sysctl kernel.randomize_va_space=2` in the guest undoes
+#: fifth of the time to its login prompt. `sysctl kernel.randomize_va_space=2` in the guest undoes
 #: it.
 BOOT_CMDLINE = "norandmaps"
 

@@ -2,8 +2,8 @@
 # IRETQ of a kernel to its own ring, as a call out of the block.
 #
 # Linux serialises with it (sync_core): 108,000 times in a boot. Unicorn reads nine words through its
-# slow path, loads two segments that are loaded, and leaves for its main loop: 108 ns. Here are the cases in which nothing changes but
-# RIP, RSP and the arithmetic flags; all else is left to Unicorn.
+# slow path, loads two segments that are loaded, and leaves for its main loop: 108 ns. Here are the
+# cases in which nothing changes but RIP, RSP and the arithmetic flags; all else is left to Unicorn.
 #
 # Engine hvm, whose IRETQ is no exit, and Xen domains, whose flat kernel segments are real: under the
 # others an IRETQ of the kernel traps.
