@@ -97,15 +97,18 @@ class SymbolTable:
                     after < len(self._placed) or self.highest is not None
                     or address < start + _LAST)
             if reaches:
-                return self._first_alias(at)
+                return self._first_alias(at, address)
         return None
 
-    def _first_alias(self, at: int) -> Symbol:
-        found = self._placed[at]
-        while at and self._addresses[at - 1] == found.address and \
-                bool(self._placed[at - 1].size) == bool(found.size):
+    def _first_alias(self, at: int, address: int) -> Symbol:
+        """The first of those where symbol ``at`` is that reach to ``address`` as it does."""
+        first = found = self._placed[at]
+        while at and self._addresses[at - 1] == found.address:
             at -= 1
-        return self._placed[at]
+            other = self._placed[at]
+            if address < other.address + other.size if found.size else not other.size:
+                first = other
+        return first
 
     def lookup(self, address: int) -> tuple[str, int] | None:
         """(name, offset in bytes) of the symbol that covers an address, or None."""
