@@ -9,7 +9,8 @@ RSDP    points to the XSDT (and, for old kernels, to an RSDT)
 FADT    ports of the fixed hardware, reset register, what a PC has and has not
 MADT    the local APIC, the I/O APIC, and how ISA interrupts lead to it
 DSDT    ``\\_S5`` (power off), ``\\_PIC``, and the PCI host bridge ``PCI0`` with
-        its windows and the routing of its interrupt pins
+        its windows and the routing of its interrupt pins; virtio
+        devices that are not on PCI
 FACS    because the FADT must point to one
 ======  =====================================================================
 
@@ -31,8 +32,6 @@ _END = 0xF0000
 _OEM = b"RING1 "
 _OEM_TABLE = b"RING1VMM"
 _CREATOR = b"RNG1"
-#: Bytes of a virtio device's registers.
-VIRTIO_SIZE = 0x200
 
 
 class Hardware(NamedTuple):
@@ -55,8 +54,8 @@ class Hardware(NamedTuple):
     pci_memory: tuple[tuple[int, int], ...]
     #: (slot, pin 0-3) -> (interrupt at the I/O APIC, interrupt at the 8259s).
     pci_routes: Mapping[tuple[int, int], tuple[int, int]]
-    #: (address, interrupt) of each virtio device that is in memory and on no bus.
-    virtio: tuple[tuple[int, int], ...] = ()
+    #: (address, length, interrupt) of each virtio device that is in memory and on no bus.
+    virtio: tuple[tuple[int, int, int], ...] = ()
 
 
 def checksum(data: bytes) -> int:
@@ -150,9 +149,9 @@ def _dsdt(hardware: Hardware) -> bytes:
     devices += [aml.device(f"VM{number:02X}",
                            aml.define("_HID", aml.text("LNRO0005")),
                            aml.define("_UID", aml.integer(number)),
-                           aml.define("_CRS", aml.resources(aml.memory_fixed(address, VIRTIO_SIZE),
+                           aml.define("_CRS", aml.resources(aml.memory_fixed(address, length),
                                                             aml.interrupt(interrupt))))
-                for number, (address, interrupt) in enumerate(hardware.virtio)]
+                for number, (address, length, interrupt) in enumerate(hardware.virtio)]
     terms.append(aml.scope("\\_SB_", *devices))
     return _table(b"DSDT", 2, b"".join(terms))
 

@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from bt.cli import net, share, virtio
+from bt.cli import net, share
 from bt.errors import InputError
+from bt.virtio import TRANSPORTS
 
 if TYPE_CHECKING:
     from bt.machine.machine import Machine
@@ -27,7 +28,7 @@ def add_arguments(add: Callable[..., Any]) -> None:
         help=share.HELP)
     add("--console", default="serial", metavar="NAME",
         help="serial (default), or virtio: hvc0 for everything")
-    add("--virtio", default="pci", choices=virtio.DRIVERS, metavar="BUS",
+    add("--virtio", default="pci", choices=TRANSPORTS, metavar="BUS",
         help="what virtio devices are on: pci (default) or mmio")
     add("--rng", action="store_true", help="an entropy device, /dev/hwrng")
 

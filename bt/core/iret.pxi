@@ -57,6 +57,3 @@ cdef int plain_iretq(Vm *vm, uint64_t rip, uint64_t unused) noexcept nogil:
     env.df = -1 if frame[2] & FL_DF else 1
     env.regs[RSP] = frame[3]
     return 1
-
-cdef void put_iretq_in_line(Vm *vm) noexcept nogil:
-    vm.iretq_call = <void *>plain_iretq

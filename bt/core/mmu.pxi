@@ -331,10 +331,10 @@ cdef bint fill_page(Vm *vm, uint64_t gva, Walk *found, int access,
             entry.paddr = PA_COPY + (<uint64_t>page.copy << 12)
             entry.perms = UC_PROT_EXEC
         else:
-            entry.paddr = PA_RAM + (gpn << 12)
+            entry.paddr = ram_pa(gpn)
             entry.perms = UC_PROT_EXEC | UC_PROT_READ
         return True
-    entry.paddr = PA_RAM + (gpn << 12)
+    entry.paddr = ram_pa(gpn)
     entry.perms = UC_PROT_READ
     if access == ACCESS_WRITE:
         if page != NULL:

@@ -14,11 +14,15 @@
 # A code page is executed in place until something on it must change; then it gets a copy, and the
 # copy is what Unicorn fetches from (split views). The guest reads and writes only its own page.
 
+cdef inline uint64_t ram_pa(uint64_t gpn) noexcept nogil:
+    """Unicorn-physical address of a guest page itself."""
+    return PA_RAM + (gpn << 12)
+
 cdef inline uint64_t fetch_pa(CodePage *page) noexcept nogil:
     """Unicorn-physical address a code page is fetched from."""
     if page.copy >= 0:
         return PA_COPY + (<uint64_t>page.copy << 12)
-    return PA_RAM + (<uint64_t>page.gpn << 12)
+    return ram_pa(page.gpn)
 
 cdef void drop_blocks(Vm *vm, uint64_t pa, uint32_t length) noexcept nogil:
     """Forget Unicorn's translations of [pa, pa+length) inside one page.
@@ -81,9 +85,9 @@ cdef void drop_page(Vm *vm, CodePage *page) noexcept nogil:
     """The page's translations, sites and copy are gone."""
     cdef Site *site = page.sites
     cdef Site *after
-    drop_blocks(vm, PA_RAM + (<uint64_t>page.gpn << 12), 4096)
+    drop_blocks(vm, ram_pa(page.gpn), 4096)
     if page.copy >= 0:
-        drop_blocks(vm, PA_COPY + (<uint64_t>page.copy << 12), 4096)
+        drop_blocks(vm, fetch_pa(page), 4096)
         vm.copy_used[page.copy] = 0
         if vm.n_patches:
             forget_patches(vm, page.gpn)
@@ -109,7 +113,7 @@ cdef void keep_page(Vm *vm, CodePage *page) noexcept nogil:
         drop_page(vm, vm.kept[slot])
     vm.kept[slot] = page
     memcpy(vm.kept_bytes + (slot << 12), vm.ram + (<uint64_t>page.gpn << 12), 4096)
-    drop_blocks(vm, PA_RAM + (<uint64_t>page.gpn << 12), 1)
+    drop_blocks(vm, ram_pa(page.gpn), 1)
 
 cdef CodePage *kept_page(Vm *vm, uint64_t gpn) noexcept nogil:
     """The page as it was when it became data, with the blocks that are still true; NULL: not kept."""
@@ -130,7 +134,7 @@ cdef CodePage *kept_page(Vm *vm, uint64_t gpn) noexcept nogil:
         start = at * 8 - 14 if at > 1 else 0
         while at < 512 and now[at] != was[at]:
             at += 1
-        drop_blocks(vm, PA_RAM + (gpn << 12) + start, at * 8 - start)
+        drop_blocks(vm, ram_pa(gpn) + start, at * 8 - start)
     return page
 
 cdef bint page_copy(Vm *vm, CodePage *page) noexcept nogil:

@@ -405,7 +405,7 @@ cdef class Vcpu:
         msr_fields(vm.uc, vm.env, &hvm.fields)
         write_msr(vm.uc, MSR_VM_HSAVE_PA, PA_WINDOW + HVM_SAVE)
         hvm_check(vm)
-        put_iretq_in_line(vm)
+        vm.iretq_call = <void *>plain_iretq
         vm.rdtsc_call = <void *>call_rdtsc
         self.set_intercepts(intercepts)
 
@@ -671,7 +671,7 @@ cdef class Vcpu:
             segment_null(vm, seg, 0)
         update_features(vm)
         xen_make_gdt(vm)
-        put_iretq_in_line(vm)
+        vm.iretq_call = <void *>plain_iretq
         set_cpl(vm, 0, FL_IF | 2)
         x.kernel_sp = entry.rsp
         x.kernel_root = entry.cr3 >> 12

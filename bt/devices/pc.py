@@ -121,7 +121,7 @@ class LegacyPc:
     def on_power_off(self, power_off: Callable[[], None]) -> None:
         """What to call when the guest switches the board off: it has no way to."""
 
-    def virtio_place(self) -> tuple[int, Callable[[bool], None]]:
+    def virtio_place(self, length: int) -> tuple[int, Callable[[bool], None]]:
         """Address and interrupt line for a virtio device that is not on PCI. Raises InputError."""
         raise InputError("virtio over MMIO needs --machine pc, whose ACPI tables say where it is")
 
@@ -146,8 +146,8 @@ PCI_PIN = 16
 SCI = 9
 #: ISA interrupts that nothing else is on, for virtio devices that are not on PCI, in turns.
 VIRTIO_IRQS = (5, 6, 7, 12)
-#: Where those are: above the I/O APIC, a page each.
-VIRTIO_MEMORY = (0xFED0_0000, 0xFED2_0000)
+#: Where those are, a page each, above the I/O APIC, and how many there can be.
+VIRTIO_BASE, VIRTIO_DEVICES = 0xFED0_0000, 32
 #: The 8254 is on pin 2 of the I/O APIC, as on every PC; the other ISA interrupts keep their number.
 OVERRIDES = {0: 2}
 
@@ -174,8 +174,9 @@ class Pc(LegacyPc):
         self.pm = AcpiPm(bus, clock, timers, self.isa_line(SCI))
         self.pci = PciHost(bus, self._pci_lines(), PCI_IRQS)
         self.pci.on_message = self.lapic.message
-        self._virtio: list[tuple[int, int]] = []
-        self._virtio_lines: list[list[Callable[[bool], None]]] = []
+        self._virtio: list[tuple[int, int, int]] = []
+        self._virtio_lines = [shared_line(self.isa_line(irq), VIRTIO_DEVICES // len(VIRTIO_IRQS))
+                              for irq in VIRTIO_IRQS]
 
     def isa_line(self, number: int) -> Callable[[bool], None]:
         pin = OVERRIDES.get(number, number)
@@ -187,22 +188,18 @@ class Pc(LegacyPc):
 
         return drive
 
-    def virtio_place(self) -> tuple[int, Callable[[bool], None]]:
-        """Address and interrupt line for a virtio device that is not on PCI. Raises ValueError when
-        all are given out.
+    def virtio_place(self, length: int) -> tuple[int, Callable[[bool], None]]:
+        """Address and interrupt line for a virtio device that is not on PCI, with ``length`` (up to
+        4096) bytes of registers. Raises ValueError when all are given out.
         """
         number = len(self._virtio)
-        start, end = VIRTIO_MEMORY
-        address = start + 0x1000 * number
-        if address == end:
+        if number == VIRTIO_DEVICES:
             raise ValueError(f"{number} of them are there")
-        if not self._virtio_lines:
-            shares = -(-(end - start) // 0x1000 // len(VIRTIO_IRQS))
-            self._virtio_lines = [shared_line(self.isa_line(irq), shares) for irq in VIRTIO_IRQS]
-        which = number % len(VIRTIO_IRQS)
-        self.pic.set_level_triggered(VIRTIO_IRQS[which])
-        self._virtio.append((address, VIRTIO_IRQS[which]))
-        return address, self._virtio_lines[which][number // len(VIRTIO_IRQS)]
+        share, which = divmod(number, len(VIRTIO_IRQS))
+        address, irq = VIRTIO_BASE + 0x1000 * number, VIRTIO_IRQS[which]
+        self.pic.set_level_triggered(irq)
+        self._virtio.append((address, length, irq))
+        return address, self._virtio_lines[which][share]
 
     def _pci_lines(self) -> list[Callable[[bool], None]]:
         """Each line has a pin of the I/O APIC, and shares one of the 8259s."""

@@ -33,6 +33,7 @@ from bt.machine.stats import Stats
 from bt.machine.timers import TimerQueue
 from bt.machine.tracing import Tracer
 from bt.symbols.table import SymbolTable
+from bt.virtio import TRANSPORTS
 
 if TYPE_CHECKING:
     from bt.devices.ata import AtaChannel
@@ -66,10 +67,6 @@ class Outcome:
     kind: str
     status: int
     report: str | None = None
-
-
-#: What virtio devices can be on.
-VIRTIO = ("pci", "mmio")
 
 
 class _CpuClock:
@@ -118,8 +115,8 @@ class Machine:
         self.engine = ENGINES[engine]
         if intercept and not self.engine.intercepts:
             raise InputError(f"engine {engine} has no hardware to intercept with: that is hvm's")
-        if virtio not in VIRTIO:
-            raise InputError(f"no virtio over {virtio!r}: one of {', '.join(VIRTIO)}")
+        if virtio not in TRANSPORTS:
+            raise InputError(f"no virtio over {virtio!r}: one of {', '.join(TRANSPORTS)}")
         self.virtio = virtio
         machine = board(machine, self.engine)
         self._engine = self.engine.open()
@@ -326,7 +323,7 @@ class Machine:
     def _add_virtio_mmio(self, device: VirtioDevice) -> None:
         from bt.virtio.mmio import SIZE, VirtioMmio
         try:
-            base, line = self.pc.virtio_place()
+            base, line = self.pc.virtio_place(SIZE)
         except ValueError as error:
             raise InputError(f"no room for one more {device.name}: {error}") from None
         self.bus.claim_mmio(VirtioMmio(device, self.dma, line, self.device_report, base=base),

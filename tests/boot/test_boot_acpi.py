@@ -34,7 +34,7 @@ def machine(*pins, virtio=0):
     for pin in pins:
         pc.pci.add(PciFunction(1, 2, 0x020000, interrupt_pin=pin))
     for _ in range(virtio):
-        pc.virtio_place()
+        pc.virtio_place(0x200)
     assert pc.install_firmware(ram) == acpi.ROOT
     return ram
 

@@ -4,62 +4,28 @@
 from __future__ import annotations
 
 import random
-import struct
 
 import pytest
+from transportrig import F_MINE, QUEUE, DriverRig
 
 from bt.devices.pci import COMMAND_IO, COMMAND_MASTER, COMMAND_MEMORY, PciHost
 from bt.machine.bus import Bus
 from bt.machine.dma import Dma
-from bt.machine.ram import Ram
-from bt.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, VirtioDevice
+from bt.virtio.device import F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1
 from bt.virtio.pci import VirtioPci
-
-ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET = 1, 2, 4, 8, 64
-QUEUE = 0x10000
-F_MINE = 1 << 3
+from bt.virtio.registers import ACKNOWLEDGE
 
 
-class Echo(VirtioDevice):
-    name = "echo"
-    device_id = 42
-    features = F_MINE
-    queue_sizes = (64, 16)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.notified: list[int] = []
-        self.resets = 0
-        self.config = bytearray(b"configuration")
-
-    def config_read(self, offset: int, length: int) -> bytes:
-        return bytes(self.config[offset:offset + length].ljust(length, b"\0"))
-
-    def config_write(self, offset: int, data: bytes) -> None:
-        self.config[offset:offset + len(data)] = data
-
-    def notify(self, index: int) -> None:
-        self.notified.append(index)
-        while (chain := self.queues[index].pop()) is not None:
-            self.queues[index].push(chain, chain.write(chain.read(0, 4096)))
-        self.interrupt(index)
-
-    def reset(self) -> None:
-        self.resets += 1
-
-
-class Rig:
+class Rig(DriverRig):
     """A driver on a PCI bus."""
 
     def __init__(self, *, msix: bool = True) -> None:
+        super().__init__()
         self.bus = Bus()
-        self.ram = Ram(1 << 20)
         self.lines = [False] * 4
         self.messages: list[tuple[int, int]] = []
-        self.reports: list[str] = []
         self.host = PciHost(self.bus, [self._line(n) for n in range(4)], (10, 11, 10, 11))
         self.host.on_message = lambda address, data: self.messages.append((address, data))
-        self.device = Echo()
         self.function = VirtioPci(self.device, Dma(self.ram, lambda gpa, length: None),
                                   self.reports.append, msix=msix)
         self.slot = self.host.add(self.function)
@@ -125,25 +91,17 @@ class Rig:
             self.put(1, at + 4, 4, 0)
         self.put(1, 28, 2, 1)
 
-    def start(self, features: int = F_VERSION_1 | F_MINE) -> None:
-        """Initialise as 3.1.1 says."""
-        self.status(0)
-        self.status(ACKNOWLEDGE)
-        self.status(ACKNOWLEDGE | DRIVER)
-        self.agree(features)
-        assert self.status(ACKNOWLEDGE | DRIVER | FEATURES_OK) & FEATURES_OK
-        self.set_up()
-        self.status(ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK)
-
-    def offer(self, number: int = 1, flags: int = 2) -> None:
-        struct.pack_into("<QIHH", self.ram.view, QUEUE, 0x4000, 16, flags, 0)
-        struct.pack_into("<HHH", self.ram.view, QUEUE + 0x1000, 0, number, 0)
-
     def notify(self, index: int = 0) -> None:
         self.put(2, 4 * index, 2, index)
 
-    def used(self) -> int:
-        return struct.unpack_from("<H", self.ram.view, QUEUE + 0x2002)[0]
+    def enabled(self) -> int:
+        return self.get(1, 28, 2)
+
+    def isr(self) -> int:
+        return self.get(3, 0, 1)
+
+    def asserted(self) -> bool:
+        return any(self.lines)
 
 
 @pytest.fixture
@@ -200,65 +158,6 @@ def test_a_request_by_msix(rig: Rig) -> None:
     assert rig.messages == [(0xFEE00000, 0x41)] and not any(rig.lines)
     rig.device.config_changed()
     assert rig.messages[1:] == [(0xFEE00000, 0x42)]
-
-
-def test_features_that_were_not_offered(rig: Rig) -> None:
-    rig.status(ACKNOWLEDGE | DRIVER)
-    for features in (F_VERSION_1 | 1, F_MINE, 0):
-        rig.agree(features)
-        assert not rig.status(ACKNOWLEDGE | DRIVER | FEATURES_OK) & FEATURES_OK
-    rig.agree(F_VERSION_1)
-    assert rig.status(ACKNOWLEDGE | DRIVER | FEATURES_OK) & FEATURES_OK
-    rig.agree(F_VERSION_1 | F_MINE)
-    assert rig.device.driver_features == F_VERSION_1, "final"
-
-
-def test_nothing_before_its_time(rig: Rig) -> None:
-    rig.set_up()
-    rig.offer()
-    rig.notify()
-    assert rig.device.notified == [] and rig.get(1, 28, 2) == 0
-    rig.status(ACKNOWLEDGE | DRIVER)
-    rig.agree(F_VERSION_1)
-    rig.status(ACKNOWLEDGE | DRIVER | FEATURES_OK)
-    rig.set_up()
-    rig.notify()
-    assert rig.device.notified == [], "not before DRIVER_OK"
-    rig.notify(1)
-    assert rig.device.notified == [], "not set up"
-
-
-def test_reset(rig: Rig) -> None:
-    rig.start()
-    rig.offer()
-    rig.notify()
-    assert rig.status(0) == 0
-    assert rig.device.resets and not any(rig.lines) and rig.get(1, 28, 2) == 0
-    rig.notify()
-    assert rig.device.notified == [0]
-    rig.ram.view[QUEUE:QUEUE + 0x3000] = bytes(0x3000)
-    rig.start()
-    rig.offer()
-    rig.notify()
-    assert rig.used() == 1
-
-
-def test_a_lie_stops_the_device(rig: Rig) -> None:
-    rig.start()
-    rig.offer(number=9)
-    rig.notify()
-    assert rig.status() & NEEDS_RESET and rig.used() == 0
-    assert rig.get(3, 0, 1) == 2, "a configuration interrupt"
-    assert len(rig.reports) == 1 and "echo" in rig.reports[0] and "jumps" in rig.reports[0]
-    rig.offer()
-    rig.notify()
-    assert rig.used() == 0
-    rig.ram.view[QUEUE:QUEUE + 0x3000] = bytes(0x3000)
-    rig.start()
-    assert not rig.status() & NEEDS_RESET
-    rig.offer()
-    rig.notify()
-    assert rig.used() == 1
 
 
 def test_an_enabled_queue_does_not_move(rig: Rig) -> None:
